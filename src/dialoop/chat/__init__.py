@@ -1,0 +1,1 @@
+"""Dialogue: messages, and their rendering to text, token ids and a loss mask."""

@@ -1,0 +1,44 @@
+"""Machine facts (paths, tokens, world size): the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def rank() -> int:
+    """This process's rank in the job; 0 when there is only one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes the job has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def home() -> Path:
+    """Where dialoop keeps what can be made again: models, caches (`DIALOOP_HOME`)."""
+    if given := os.environ.get("DIALOOP_HOME"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dialoop"
+
+
+def num_cpus() -> int:
+    """Processors that this process may use, not those that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_offline() -> bool:
+    """Whether hubs must not be asked (`HF_HUB_OFFLINE`, `DIALOOP_OFFLINE`)."""
+    names = ("HF_HUB_OFFLINE", "DIALOOP_OFFLINE")
+    return any(os.environ.get(n, "").lower() in {"1", "true", "yes", "on"} for n in names)
+
+
+def variables(**changes: str) -> dict[str, str]:
+    """The environment for a child process, with changes."""
+    return dict(os.environ) | changes
+
+
+def default(name: str, value: str) -> None:
+    """Set a variable for libraries that are imported later, unless the user has set it."""
+    os.environ.setdefault(name, value)

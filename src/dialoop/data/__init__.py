@@ -1,0 +1,1 @@
+"""Data: read what companies have, clean it, mix it, render it to packed token rows."""
