@@ -1,0 +1,1 @@
+"""Engines: processes that serve a model, behind one protocol."""

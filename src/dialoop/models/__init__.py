@@ -1,0 +1,1 @@
+"""Models: named, fetched, loaded, adapted, merged and talked to."""
