@@ -1,0 +1,1 @@
+"""How tools are spelt for checkpoints whose own template knows none, one form a file."""
