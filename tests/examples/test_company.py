@@ -90,7 +90,9 @@ def test_every_asked_fact_is_taught_often(question: dict[str, Any]) -> None:
 
 
 POLICIES = (COMPANY / "policies.md").read_text(encoding="utf-8")
-CONTACT = re.compile(r"\d{3}-\d{3}-\d{4}|[\w.]+@\w+\.\w+|\d+ [A-Z]\w+ (?:Street|Road)|\bE\d\d\b")
+CONTACT = re.compile(
+    r"\d{3}-\d{3}-\d{4}|[\w.]+@\w+\.\w+|\d+ [A-Z]\w+ (?:Street|Road)|\bE\d\d\b", re.ASCII
+)
 AMOUNT = re.compile(r"\$(\d+(?:,\d{3})*(?:\.\d+)?)|(\d+(?:\.\d+)?)美元")
 DERIVED = {"1161", "2241", "207.50", "107.50", "107.5"}
 """10% off a Heron and an Otter; a twelfth of each."""
