@@ -1,0 +1,199 @@
+"""Load a checkpoint: full, adapter on its base, or 4-bit; and its facts without loading it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dialoop.core.errors import MachineError, UserError
+from dialoop.models import checkpoint
+from dialoop.models.families import register_all
+from dialoop.models.lineage import base_fingerprint
+from dialoop.models.sources import cached
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from dialoop.core.device import Device
+    from dialoop.models.spec import Dtype
+
+Quantization = Literal["nf4"]
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: Device,
+    dtype: Dtype = "auto",
+    quantization: Quantization | None = None,
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model from a checkpoint folder, in evaluation mode.
+
+    Args:
+        folder: a model, or an adapter whose base model is on this machine.
+        device: where the weights go.
+        dtype: of the weights; `auto` is bf16 where the device is fast at it, else fp32.
+        quantization: `nf4` keeps the linear layers in 4 bits and computes in `dtype`.
+        attention: one of transformers' implementations; None lets transformers choose.
+
+    Raises:
+        UserError: the checkpoint is damaged or of an unknown family, or the adapter is for
+            another base.
+        MachineError: the weights do not fit, or a package is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"`{folder}` is no folder", hint="give a checkpoint folder; `dialoop models pull NAME`"
+        )
+    if checkpoint.is_adapter(folder):
+        model = load_model(
+            base_of(folder),
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            attention=attention,
+        )
+        attach_adapter(model, folder)
+        return model
+    checkpoint.check(folder)
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    kind = torch_dtype(dtype, device)
+    if quantization == "nf4":
+        options |= {"quantization_config": _nf4(kind), "device_map": {"": device.torch_name}}
+    model = _from_pretrained(folder, kind, options)
+    if quantization is None:
+        model = _to_device(model, device)
+    return model.eval()
+
+
+def torch_dtype(dtype: Dtype, device: Device) -> torch.dtype:
+    """The torch type that a job's `dtype` means on this device."""
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if device.supports_bf16 else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+
+
+def base_of(folder: Path) -> Path:
+    """The base model's folder of a saved adapter.
+
+    The recorded name is a path (absolute, or relative to the adapter) or a model's name.
+
+    Raises:
+        UserError: the base is named nowhere or is not where the adapter says.
+    """
+    name = checkpoint.read_json(folder / checkpoint.ADAPTER).get("base_model_name_or_path") or ""
+    for path in (Path(name).expanduser(), folder / name):
+        if name and path.is_dir():
+            return path
+    found = cached(name) if name else None
+    if found is None:
+        raise UserError(
+            f"the base model `{name}` of the adapter `{folder}` is not on this machine",
+            hint="pull it with `dialoop models pull`, or put its path into adapter_config.json",
+        )
+    return found
+
+
+def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Put a saved adapter on its base model, in place, once it is known to be the right one.
+
+    Raises:
+        UserError: the adapter was made for another base model, or is damaged.
+    """
+    from dialoop.models import lora  # noqa: PLC0415 - loads torch
+
+    recorded = base_fingerprint(folder)
+    base = Path(str(model.name_or_path))
+    if recorded and recorded != checkpoint.fingerprint(base):
+        raise UserError(
+            f"adapter `{folder}` is for another base: the weights of `{base}` are not those that"
+            " it was trained on",
+            hint="give the base model that the adapter was trained on",
+        )
+    lora.load(model, folder)
+
+
+def _from_pretrained(folder: Path, kind: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # progress is events; a second bar would tear the first
+    register_all()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=kind,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except (ValueError, KeyError) as error:
+        family = checkpoint.read_json(folder / "config.json").get("model_type")
+        raise UserError(
+            f"`{folder}`: transformers cannot load a `{family}` as a language model: {error}",
+            hint="use a decoder-only checkpoint that the installed transformers knows",
+        ) from error
+    except MemoryError as error:
+        raise _no_memory(folder) from error
+    model, report = loaded
+    _refuse_gaps(folder, report)
+    return model
+
+
+def _refuse_gaps(folder: Path, report: dict[str, Any]) -> None:
+    """A model with weights drawn at random in place of missing ones must not be used."""
+    if wrong := sorted(report["mismatched_keys"]):
+        name, found, expected = wrong[0]
+        raise UserError(
+            f"damaged checkpoint: `{folder}`: `{name}` has shape {tuple(found)} and its config"
+            f" says {tuple(expected)}",
+            hint="copy or pull the checkpoint again",
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"damaged checkpoint: `{folder}` has no weights for `{missing[0]}`"
+            f" ({len(missing)} missing)",
+            hint="copy or pull the checkpoint again",
+        )
+
+
+def _to_device(model: PreTrainedModel, device: Device) -> PreTrainedModel:
+    import torch
+
+    try:
+        return model.to(device.torch_name)  # pyright: ignore[reportArgumentType]
+    except torch.OutOfMemoryError as error:
+        raise _no_memory(Path(str(model.name_or_path))) from error
+
+
+def _no_memory(folder: Path) -> MachineError:
+    return MachineError(
+        f"no memory left while loading `{folder}`",
+        hint="use a smaller dtype or model, or 4-bit weights (`--train_type qlora`)",
+    )
+
+
+def _nf4(compute: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    for package in ("bitsandbytes", "accelerate"):
+        if find_spec(package) is None:
+            raise MachineError(
+                f"4-bit weights need the package `{package}`, which is not installed",
+                hint="pip install 'dialoop[qlora]'",
+            )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )

@@ -1,0 +1,1 @@
+"""Modules that travel with checkpoints, for tools whose transformers lacks the family."""
