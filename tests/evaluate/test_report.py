@@ -1,0 +1,95 @@
+"""Results side by side, and the reports made of them."""
+
+import json
+import re
+
+from rich.console import Console
+
+from dialoop.evaluate import report
+from dialoop.evaluate.result import (
+    Case,
+    Checkpoint,
+    EvaluateResult,
+    Measured,
+    Score,
+    case_rows,
+    score_rows,
+)
+
+NASTY = '<script>alert("x")</script> | ```\n{{ 1 + 1 }}'
+
+
+def checkpoint(name: str, loss: float, answer: str, *, passed: bool) -> Checkpoint:
+    scores = (
+        Score(name="loss", value=loss, unit="nats per target token", better="lower"),
+        Score(name="target tokens", value=1200, unit="", better="neither"),
+    )
+    case = Case(
+        id="warranty",
+        question=NASTY,
+        answer=answer,
+        passed=passed,
+        problems=() if passed else ("lacks `five`",),
+    )
+    measured = (Measured(task="loss", scores=scores), Measured(task="suite", cases=(case,)))
+    return Checkpoint(name=name, tokenizer="t", measured=measured)
+
+
+def result(*, alone: bool = False) -> EvaluateResult:
+    return EvaluateResult(
+        loss=1.5,
+        perplexity=4.48,
+        checks_passed=1,
+        checks_total=1,
+        compare_loss=3.0,
+        compare_perplexity=20.1,
+        compare_checks_passed=0,
+        model=checkpoint("tuned", 1.5, "five years", passed=True),
+        compare=None if alone else checkpoint("base", 3.0, NASTY, passed=False),
+        notes=("mind the tokenizers",),
+    )
+
+
+def test_scores_stand_side_by_side() -> None:
+    loss, tokens = score_rows(result())
+    assert loss.values == ("3", "1.5")
+    assert loss.shares == (1.0, 0.5)
+    assert loss.change == "-50.0 % (better)"
+    assert tokens.change == ""
+    assert score_rows(result(alone=True))[0].values == ("1.5",)
+
+
+def test_cases_stand_side_by_side() -> None:
+    (row,) = case_rows(result(), "suite")
+    assert [case.answer for case in row.answers] == [NASTY, "five years"]
+
+
+def test_html_is_self_contained_and_escapes_what_others_wrote() -> None:
+    page = report.html(result())
+    assert not re.search(r"https?://|//cdn|<script|@import|url\(", page)
+    assert "&lt;script&gt;" in page
+    assert "{{ 1 + 1 }}" in page
+    assert "width:50.0%" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "mind the tokenizers" in page
+
+
+def test_markdown_keeps_tables_and_fences_whole() -> None:
+    page = report.markdown(result())
+    assert "| loss | 3 | 1.5 | nats per target token | -50.0 % (better) |" in page
+    assert f"````text\n{NASTY}\n````" in page
+    assert "**tuned** (pass)" in page
+    assert "- lacks `five`" in page
+
+
+def test_the_terminal_shows_the_change_without_colour() -> None:
+    console = Console(width=100, no_color=True, force_terminal=False)
+    with console.capture() as captured:
+        console.print(result().text())
+    assert "-50.0 % (better)" in captured.get()
+
+
+def test_json_holds_every_field() -> None:
+    data = json.loads(result().model_dump_json())
+    assert data["loss"] == 1.5
+    assert data["compare"]["measured"][1]["cases"][0]["passed"] is False

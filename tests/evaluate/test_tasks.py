@@ -1,0 +1,88 @@
+"""Tasks, on a subject that says what it is told to say."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from dialoop.chat.message import Message, message
+from dialoop.core.jobfile import parse
+from dialoop.data.sample import Sample
+from dialoop.evaluate.spec import EvaluateJob
+from dialoop.evaluate.suite import Question
+from dialoop.evaluate.tasks import HeldOut, Material
+from dialoop.evaluate.tasks.answers import Answers
+from dialoop.evaluate.tasks.loss import Loss
+from dialoop.evaluate.tasks.suite import Suite
+
+
+@dataclass
+class Parrot:
+    """Answers every dialogue with its last words."""
+
+    def held_out(self, samples: object, row_tokens: int) -> HeldOut:
+        return HeldOut(nats=30.0, targets=20.0, num_rows=2, num_left_out=1)
+
+    def answers(self, dialogues: Sequence[Sequence[Message]]) -> list[str]:
+        return [turns[-1].text for turns in dialogues]
+
+
+class Samples(list[Sample]):
+    digest = "d"
+
+    def __iter__(self) -> Iterator[Sample]:
+        return super().__iter__()
+
+
+DIALOGUE = Sample(
+    (
+        message("system", "s"),
+        message("user", "hello"),
+        message("assistant", "hi"),
+        message("user", "lamps?"),
+        message("assistant", "yes"),
+    )
+)
+QUESTIONS = (
+    Question(id="a", question="red", must_contain=("red",)),
+    Question(id="b", question="red", must_contain=("blue",)),
+)
+NOTHING = Material(None, ())
+
+
+def material() -> Material:
+    return Material(Samples([Sample(text="plain"), DIALOGUE, DIALOGUE]), QUESTIONS)
+
+
+def test_loss_is_nats_over_targets() -> None:
+    scores = {s.name: s.value for s in Loss().measure(Parrot(), material()).scores}
+    assert scores["loss"] == 1.5
+    assert scores["perplexity"] == pytest.approx(math.exp(1.5))
+    assert scores["records left out"] == 1
+
+
+def test_answers_ask_the_last_user_turn() -> None:
+    (case,) = Answers(count=1).measure(Parrot(), material()).cases
+    assert case.question == "user: hello\nassistant: hi\nuser: lamps?"
+    assert (case.answer, case.reference, case.passed) == ("lamps?", "yes", None)
+
+
+def test_suite_counts_what_passes() -> None:
+    measured = Suite().measure(Parrot(), material())
+    assert [case.passed for case in measured.cases] == [True, False]
+    assert measured.scores[0].value == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "field"), [(Loss(), "dataset"), (Answers(), "dataset"), (Suite(), "suite")]
+)
+def test_a_task_names_what_it_lacks(task: Loss | Answers | Suite, field: str) -> None:
+    assert task.lacks(NOTHING) == field
+    assert task.lacks(material()) is None
+
+
+def test_a_task_may_be_written_by_name_or_whole() -> None:
+    job = parse(EvaluateJob, {"model": "m", "tasks": ["loss", {"kind": "answers", "count": 3}]})
+    assert job.tasks == (Loss(), Answers(count=3))
+    assert parse(EvaluateJob, {"model": "m", "tasks": "suite"}).tasks == (Suite(),)
