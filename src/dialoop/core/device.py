@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import resource
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dialoop.core.errors import MachineError
 
@@ -65,8 +70,6 @@ def synchronize(device: torch.device) -> None:
 
 def peak_bytes(device: torch.device) -> int:
     """Peak memory of this process: allocated on an accelerator, resident on a CPU."""
-    import resource
-
     import torch
 
     if device.type == "cpu":
@@ -76,9 +79,6 @@ def peak_bytes(device: torch.device) -> int:
 
 def machine_memory_bytes() -> int:
     """Physical memory of this machine, or of the container where that is less."""
-    import os
-    from pathlib import Path
-
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
@@ -92,18 +92,14 @@ def _has_cuda() -> bool:
 
 
 def _has_npu() -> bool:
-    from importlib.util import find_spec
-
     import torch
 
     return find_spec("torch_npu") is not None and torch.accelerator.is_available()
 
 
 def _cpu() -> Device:
-    import platform
-
-    fast_bf16 = "avx512_bf16" in _cpu_flags() or platform.machine() == "aarch64"
-    return Device("cpu", 0, _cpu_name(), machine_memory_bytes(), fast_bf16)
+    fast_bf16 = "avx512_bf16" in cpu_flags() or platform.machine() == "aarch64"
+    return Device("cpu", 0, cpu_name(), machine_memory_bytes(), fast_bf16)
 
 
 def _cuda(index: int) -> Device:
@@ -114,7 +110,7 @@ def _cuda(index: int) -> Device:
             f"device `cuda:{index}` is not on this machine, which has {torch.cuda.device_count()}",
             hint="run `dialoop doctor` to see what is here",
         )
-    facts = torch.cuda.get_device_properties(index)
+    facts = cast("Any", torch.cuda).get_device_properties(index)
     return Device("cuda", index, facts.name, facts.total_memory, facts.major >= 8)
 
 
@@ -126,20 +122,17 @@ def _npu(index: int) -> Device:
     return Device("npu", index, name, total, supports_bf16=True)
 
 
-def _cpu_flags() -> set[str]:
-    from pathlib import Path
-
+def cpu_flags() -> set[str]:
+    """Instruction sets of the CPU as the kernel names them; empty where it does not say."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return set()
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
+    return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
 
 
-def _cpu_name() -> str:
-    import platform
-    from pathlib import Path
-
+def cpu_name() -> str:
+    """What the CPU's maker calls it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

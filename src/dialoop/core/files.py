@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING
 from dialoop.core.errors import MachineError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 @contextmanager
-def machine_errors(path: Path, doing: str) -> Iterator[None]:
+def machine_errors(path: Path, doing: str) -> Generator[None]:
     """Turn the operating system's refusals about `path` into errors that say what to do.
 
     Raises:
@@ -69,7 +70,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path) -> Generator[Path]:
     """Fill a folder under a temporary name and rename it to `path` at the end.
 
     A kill at any moment leaves either no folder or the whole one; leftovers are named `.tmp-*`.
@@ -98,14 +99,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock_folder(folder: Path, purpose: str) -> Iterator[None]:
+def lock_folder(folder: Path, purpose: str) -> Generator[None]:
     """Hold a folder for one run; the lock ends with the process, however it ends.
 
     Raises:
         UserError: another live process holds it.
     """
-    import fcntl
-
     with machine_errors(folder, "opening"):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")

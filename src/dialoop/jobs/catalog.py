@@ -1,0 +1,84 @@
+"""Every verb: its schema, where its `run` and `plan` live, and how help shows it.
+
+Rows name modules as text, so that reading the table imports nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from dialoop.core.schema import Result, Spec
+
+Run = Callable[..., "Result"]
+Group = Literal["Start here", "Data and models", "Train", "Use", "This machine"]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class JobKind:
+    """One verb of the system."""
+
+    spec: str
+    """`module:Class` of its schema."""
+    run: str
+    """`module:function`, called as `run(job, emit)`; `run(job, emit, read, write)` when
+    interactive, where `read(prompt)` gives a line and `write(text)` shows text as it comes."""
+    summary: str
+    """One line for help."""
+    group: Group
+    plan: str | None = None
+    """`module:function`: what a job would do, for `--dry-run`; called as `plan(job)`."""
+    preset: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    """What the verb itself says of the job."""
+    positional: str | None = None
+    """The field that arguments without a flag go to."""
+    also: tuple[str, ...] = ()
+    """Other names of the verb."""
+    interactive: bool = False
+
+    def load_spec(self) -> type[Spec]:
+        """Import the schema."""
+        return _load(self.spec)
+
+    def load_run(self) -> Run:
+        """Import the implementation."""
+        return _load(self.run)
+
+    def load_plan(self) -> Callable[[Any], Result] | None:
+        """Import the planner, where there is one."""
+        return _load(self.plan) if self.plan else None
+
+
+CATALOG: dict[str, JobKind] = {
+    "doctor": JobKind(
+        spec="dialoop.jobs.doctor:DoctorJob",
+        run="dialoop.jobs.doctor:run",
+        summary="what works on this machine, what is missing, the command that brings it",
+        group="This machine",
+    ),
+}
+
+
+def find(words: list[str]) -> tuple[str, JobKind, list[str]] | None:
+    """The verb at the head of a command, its row, and the words after it.
+
+    Args:
+        words: the command's words; a verb may be one or two of them.
+    """
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        for verb, kind in CATALOG.items():
+            if len(words) >= length and name in (verb, *kind.also):
+                return verb, kind, words[length:]
+    return None
+
+
+def _load(address: str) -> Any:
+    module, _, name = address.partition(":")
+    return getattr(importlib.import_module(module), name)
