@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 CUT = "DIALOOP_CUT_HERE "
-PROBE = "q7Zk"
+PROBE = "731904"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,9 @@ class Template:
     def end_id(self) -> int | None:
         """The token that the template writes after an answer; None when it writes none."""
         turns = [message("user", "hi"), message("assistant", PROBE)]
-        after = self._render(turns, (), False).rpartition(PROBE)[2]
+        _, found, after = self._render(turns, (), False).rpartition(PROBE)
+        if not found:
+            return None
         ends = self.tokenizer.special_ids | set(self.tokenizer.added.values())
         return next((n for n in self.tokenizer.encode_after(after) if n in ends), None)
 

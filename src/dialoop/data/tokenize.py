@@ -235,8 +235,8 @@ def _results(
     pool = ProcessPoolExecutor(
         min(workers, -(-len(samples) // CHUNK)),
         multiprocessing.get_context(method),
-        _WORK.set,
-        ((template, limits),),
+        _begin,
+        (template, limits),
     )
     try:
         waiting = deque(pool.submit(_chunk, chunk) for chunk in islice(chunks, 3 * workers))
@@ -249,6 +249,10 @@ def _results(
 
 _WORK: ContextVar[tuple[Template, _Limits]] = ContextVar("work")
 """Within a worker process: what it was started with."""
+
+
+def _begin(template: Template, limits: _Limits) -> None:
+    _WORK.set((template, limits))
 
 
 def _chunk(samples: list[Sample]) -> list[_Done]:
