@@ -1,1 +1,117 @@
-"""Engines: processes that serve a model, behind one protocol."""
+"""Engines: prompt tokens to answer tokens behind one protocol, each in a process of its own.
+
+An engine speaks token ids only. Templates, text and stop strings are the caller's business
+(`engines.text`), so that every engine behaves alike there. The embedded engines (`openvino`,
+`transformers`) run in a worker process: a crash or a long step of theirs cannot take the server
+with it, and the server never imports their packages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    max_tokens: int
+    """At most so many tokens are generated, at least 1."""
+    temperature: float = 1.0
+    """0 takes the likeliest token; up to 2."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability, in (0, 1]."""
+    top_k: int = 0
+    """Only this many likeliest tokens; 0 for all."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token already generated, in [-2, 2]."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token for each time it was generated, in [-2, 2]."""
+    seed: int | None = None
+    """The same seed, prompt and settings give the same tokens; None draws one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to continue."""
+
+    prompt_ids: tuple[int, ...]
+    """Not empty."""
+    sampling: Sampling
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end the answer; the one that did is not part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What came since the last delta of the same request."""
+
+    ids: tuple[int, ...]
+    finish: FinishReason | None = None
+    """Set on the last delta only."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine that has started is."""
+
+    engine: str
+    """`openvino`, `transformers`."""
+    max_length: int
+    """Prompt and answer together, in tokens."""
+    dtype: str
+    """`bf16`, `fp16` or `fp32`: of the arithmetic."""
+    device: str
+    threads: int
+
+
+class Engine(Protocol):
+    """A model that answers; one contract suite holds for all."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What has started.
+
+        Raises:
+            RuntimeError: nothing has started.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Load the model and serve one token.
+
+        Raises:
+            DialoopError: the model or the machine does not allow it.
+        """
+        ...
+
+    async def health(self) -> None:
+        """Serve one token.
+
+        Raises:
+            UpstreamError: it cannot.
+        """
+        ...
+
+    def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """Answer one request; closing the iterator early aborts the work on it.
+
+        Raises:
+            UserError: the prompt leaves no room in the model's length.
+            UpstreamError: the engine died or is draining; never after the last delta.
+        """
+        ...
+
+    async def drain(self) -> None:
+        """Refuse new requests and wait until the open ones have ended."""
+        ...
+
+    async def stop(self) -> None:
+        """End at once; open requests end with an UpstreamError."""
+        ...

@@ -1,0 +1,31 @@
+"""What can be asked of an embedded engine: which one, and how much of the machine it may use."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dialoop.core.schema import Spec
+
+
+class EngineSettings(Spec, frozen=True):
+    """The engine that runs the model."""
+
+    engine: Literal["auto", "openvino", "transformers"] = "auto"
+    """Which engine. `auto` takes OpenVINO on a CPU where it can run the model and agrees with
+    transformers token for token, else transformers; a note says which and why."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `npu`. OpenVINO runs on the CPU only."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic. `auto`: bf16 where the device is fast at it, else fp32. fp16 on accelerators."""
+    max_length: int | None = Field(None, ge=8)
+    """Longest prompt and answer together, in tokens; the model's own limit unless given."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads. Unless given: all processors for OpenVINO, all but one for transformers, whose
+    threads spin and slow down a lot when others use the machine."""
+    max_concurrent: int = Field(64, ge=1, le=1024)
+    """Requests that are answered together; further ones wait in line."""
+    cache_gb: int = Field(1, ge=1)
+    """OpenVINO: memory for keys and values of all requests, in whole GB. A 0.1B model needs 0.05
+    GB for 1000 tokens, an 8B model 0.13 to 0.5."""
