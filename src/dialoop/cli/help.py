@@ -68,7 +68,7 @@ def verb_page(verb: str, kind: JobKind) -> RenderableType:
         if not shown:
             continue
         parts.append(Text(f"\n{title}", style="bold"))
-        if meaning:
+        if meaning and title.split()[0] not in kind.preset:
             parts.append(Text(meaning))
         parts.append(_table((_flag(spec, field), _meaning(field)) for field in shown))
     parts += [Text("\nEvery verb", style="bold"), _table(SWITCHES)]

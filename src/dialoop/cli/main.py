@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import select
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def _guarded(words: list[str], output: _Output) -> int:
     except MemoryError as error:
         return output.fail(_out_of_memory(error))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            raise _ReaderGoneError from error
         if error.errno in _MACHINE_ERRNOS:
             return output.fail(_machine_error(error))
         return output.bug(error)
@@ -178,14 +181,15 @@ class _Output:
 
     def show(self, page: RenderableType) -> None:
         """Print text or a page for people."""
-        console = self._console()
-        try:
+        from rich.console import Console
+
+        console = Console()
+        with console.capture() as captured:
             if isinstance(page, str):
                 console.print(page, markup=False, highlight=False, soft_wrap=True)
             else:
                 console.print(page)
-        except BrokenPipeError as error:
-            raise _ReaderGoneError from error
+        self.write(captured.get())
 
     def document(self, data: dict[str, Any], page: RenderableType) -> None:
         """Print the outcome: the data with `--json`, the page without."""
@@ -239,11 +243,6 @@ class _Output:
             fault = {"type": kind, "message": message, "hint": hint}
             self.write(json.dumps({"error": fault}, ensure_ascii=False, indent=2) + "\n")
 
-    def _console(self) -> Console:
-        from rich.console import Console
-
-        return Console()
-
 
 class _ReservedStdout:
     """Points file descriptor 1 at stderr, for libraries and children that print on their own."""
@@ -263,6 +262,13 @@ class _ReservedStdout:
             sys.stdout.flush()
             os.dup2(self._saved, 1)
             os.close(self._saved)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads our stdout any more: then a broken pipe is not a fault."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(state & select.POLLERR for _, state in poll.poll(0))
 
 
 def _read(prompt: str) -> str:

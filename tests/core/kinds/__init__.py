@@ -1,0 +1,1 @@
+"""A small family for the tests of job files and flags."""
