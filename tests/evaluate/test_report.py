@@ -3,8 +3,6 @@
 import json
 import re
 
-from rich.console import Console
-
 from dialoop.evaluate import report
 from dialoop.evaluate.result import (
     Case,
@@ -83,6 +81,8 @@ def test_markdown_keeps_tables_and_fences_whole() -> None:
 
 
 def test_the_terminal_shows_the_change_without_colour() -> None:
+    from rich.console import Console
+
     console = Console(width=100, no_color=True, force_terminal=False)
     with console.capture() as captured:
         console.print(result().text())

@@ -52,7 +52,7 @@ NOTHING = Material(None, ())
 
 
 def material() -> Material:
-    return Material(Samples([Sample(text="plain"), DIALOGUE, DIALOGUE]), QUESTIONS)
+    return Material(Samples([Sample(text="plain"), DIALOGUE, DIALOGUE]), QUESTIONS)  # pyright: ignore[reportArgumentType]
 
 
 def test_loss_is_nats_over_targets() -> None:
@@ -84,5 +84,5 @@ def test_a_task_names_what_it_lacks(task: Loss | Answers | Suite, field: str) ->
 
 def test_a_task_may_be_written_by_name_or_whole() -> None:
     job = parse(EvaluateJob, {"model": "m", "tasks": ["loss", {"kind": "answers", "count": 3}]})
-    assert job.tasks == (Loss(), Answers(count=3))
-    assert parse(EvaluateJob, {"model": "m", "tasks": "suite"}).tasks == (Suite(),)
+    assert job.tasks == [Loss(), Answers(count=3)]
+    assert parse(EvaluateJob, {"model": "m", "tasks": "suite"}).tasks == [Suite()]

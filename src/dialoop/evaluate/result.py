@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
-from rich.console import Group
-from rich.table import Table
 
 from dialoop.core.schema import Result
 
@@ -92,6 +90,9 @@ class EvaluateResult(Result, frozen=True):
 
     def text(self) -> RenderableType:
         """A table of the scores, and where the report is."""
+        from rich.console import Group
+        from rich.table import Table
+
         table = Table("score", *(c.name for c in self.checkpoints), "unit", "change")
         for row in score_rows(self):
             table.add_row(row.name, *row.values, row.unit, row.change)

@@ -10,7 +10,7 @@ from dialoop.core.events import Artifact, Note, Stage
 from dialoop.core.files import write_text
 from dialoop.core.schema import family
 from dialoop.data.load import load
-from dialoop.data.spec import DataSpec
+from dialoop.data.spec import DataSpec, Reading
 from dialoop.evaluate import report
 from dialoop.evaluate.result import Checkpoint, EvaluateResult
 from dialoop.evaluate.subject import open_subject
@@ -47,11 +47,12 @@ def run(job: EvaluateJob, emit: Callable[[Event], None]) -> EvaluateResult:
 def _material(job: EvaluateJob, emit: Callable[[Event], None]) -> Material:
     samples = None
     if job.dataset:
-        samples = load(DataSpec(dataset=job.dataset), emit).train
+        reading = {name: getattr(job, name) for name in Reading.model_fields}
+        samples = load(DataSpec(dataset=job.dataset, **reading), emit).train
     return Material(samples, load_suites(job.suite))
 
 
-def _tasks(job: EvaluateJob, material: Material) -> tuple[Task, ...]:
+def _tasks(job: EvaluateJob, material: Material) -> list[Task]:
     """The tasks asked for, or all that have their material.
 
     Raises:
@@ -64,7 +65,7 @@ def _tasks(job: EvaluateJob, material: Material) -> tuple[Task, ...]:
             )
     known = [option(kind=kind) for kind, option in family("dialoop.evaluate.tasks").items()]
     fitting = [t for t in known if isinstance(t, Task) and not t.lacks(material)]
-    tasks = job.tasks or tuple(fitting)
+    tasks = job.tasks or fitting
     if not tasks:
         raise UserError(
             "nothing to measure: both `dataset` and `suite` are empty",
@@ -76,7 +77,7 @@ def _tasks(job: EvaluateJob, material: Material) -> tuple[Task, ...]:
 def _measure(
     reference: str,
     job: EvaluateJob,
-    tasks: tuple[Task, ...],
+    tasks: list[Task],
     material: Material,
     emit: Callable[[Event], None],
 ) -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from dialoop.core.schema import OneOf, Spec
+from dialoop.data.spec import Reading
 from dialoop.evaluate.tasks import Task  # noqa: TC001
 
 
@@ -35,20 +36,20 @@ def _with_kinds(value: Any) -> Any:
     return [{"kind": item} if isinstance(item, str) else item for item in items]
 
 
-class EvaluateJob(Spec, frozen=True):
+class EvaluateJob(Reading, frozen=True):
     """Measure a checkpoint, alone or beside another, and write a report."""
 
     model: str
     """Checkpoint under test: a folder (whole model or adapter), or a name that can be pulled."""
     compare: str | None = None
     """A second checkpoint measured on the same material, usually the one before tuning."""
-    dataset: tuple[str, ...] = ()
+    dataset: list[str] = Field(default=[])
     """Held-out dialogues: files, folders or catalog names, none of them trained on."""
-    suite: tuple[Path, ...] = ()
+    suite: list[Path] = Field(default=[])
     """YAML files with questions and the words that their answers must or must not contain."""
     tasks: Annotated[
-        tuple[Annotated[Task, OneOf("dialoop.evaluate.tasks")], ...], BeforeValidator(_with_kinds)
-    ] = ()
+        list[Annotated[Task, OneOf("dialoop.evaluate.tasks")]], BeforeValidator(_with_kinds)
+    ] = Field(default=[])
     """What is measured; empty takes every task whose material is given."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `npu`."""
