@@ -1,5 +1,7 @@
 """Prompts equal transformers' byte for byte; rows train the assistant's tokens and no other."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from tests.chat import samples
 from tests.chat.samples import WEATHER, chat, tool_chat
 
-from dialoop.chat.message import Message, ToolCall, message, to_openai, tool_to_openai
+from dialoop.chat.message import Message, Role, ToolCall, message, to_openai, tool_to_openai
 from dialoop.chat.template import Template
 from dialoop.chat.templates import built_ins
 from dialoop.core.errors import UserError
@@ -273,3 +275,23 @@ def test_two_calls_in_one_message_where_the_template_takes_one(tmp_path: Path) -
     calls = (ToolCall("weather", {"city": "Ulm"}), ToolCall("weather", {"city": "Bonn"}))
     with pytest.raises(UserError, match="single tool-calls"):
         template.train_rows([message("user", "a"), Message("assistant", (), calls)], [WEATHER])
+
+
+def test_real_dialogues_train_whole_answers_and_nothing_else(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    shutil.copy(shared_data / "tokenizers" / "internlm_V7_sft.model", tmp_path / "tokenizer.model")
+    added = {"103168": "<|im_start|>", "103169": "<|im_end|>"}
+    config = {"added_tokens_decoder": {n: {"content": t} for n, t in added.items()}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text('{"model_type": "internlm3"}')
+    template = Template.from_folder(tmp_path)
+    roles: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+    lines = (shared_data / "sft" / "sharegpt_zh_1K_format.jsonl").read_text("utf-8").splitlines()
+    for line in lines[:60]:
+        turns = [message(roles[t["from"]], t["value"]) for t in json.loads(line)["conversations"]]
+        template.verify(turns)
+        (row,) = template.train_rows(turns)
+        answers = [m.text.strip() + "<|im_end|>" for m in turns if m.role == "assistant"]
+        learned = [text.strip() for text, weight in template.spans(row) if weight]
+        assert learned == answers

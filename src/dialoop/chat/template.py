@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -171,10 +172,11 @@ class Template:
         rows: list[Row] = []
         ids: list[int] = []
         weights: list[float] = []
+        encoded: dict[str, list[int]] = {}
         for turn, item in enumerate(messages):
             if item.role != "assistant":
                 continue
-            prompt, answer = self._turn(messages, tools, turn)
+            prompt, answer = self._turn(messages, tools, turn, encoded)
             if prompt[: len(ids)] != ids:
                 rows += _row(ids, weights)
                 ids, weights = [], []
@@ -223,7 +225,11 @@ class Template:
         ]
 
     def _turn(
-        self, messages: Sequence[Message], tools: Sequence[Tool], turn: int
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        turn: int,
+        encoded: dict[str, list[int]],
     ) -> tuple[list[int], list[int]]:
         """Ids of the prompt before an answer, and of the answer with its end token."""
         before = self._render(messages[:turn], tools, True)
@@ -234,8 +240,8 @@ class Template:
                 f"from the prompt that asks for it (prompt ends {before[-40:]!r})",
                 hint="give another template; `dialoop data inspect` shows the text",
             )
-        prompt = self.tokenizer.encode(before)
-        whole = self.tokenizer.encode(after)
+        prompt = self._encode(before, encoded)
+        whole = self._encode(after, encoded)
         if whole[: len(prompt)] == prompt:
             answer = whole[len(prompt) :]
         else:
@@ -249,6 +255,28 @@ class Template:
                 "another template",
             )
         return prompt, answer[: end + 1]
+
+    @cached_property
+    def _cuts(self) -> re.Pattern[str] | None:
+        """Where text may be cut and encoded in pieces; None when this tokenizer looks across."""
+        if self.end_id is None:
+            return None
+        end = self.tokenizer.decode([self.end_id], skip_special=False)
+        encode = self.tokenizer.encode
+        for before, after in (("x", "x"), (" x\n", "\n x"), ("x ", " x"), ("\u4e2d", "\u4e2d")):
+            if encode(before + end + after) != encode(before + end) + encode(after):
+                return None
+        return re.compile(f"(?<={re.escape(end)})")
+
+    def _encode(self, text: str, encoded: dict[str, list[int]]) -> list[int]:
+        """The ids of a text; the turns that earlier texts of this dialogue held are known."""
+        pieces = self._cuts.split(text) if self._cuts else [text]
+        ids: list[int] = []
+        for piece in pieces:
+            if piece not in encoded:
+                encoded[piece] = self.tokenizer.encode(piece)
+            ids += encoded[piece]
+        return ids
 
     def _end(self, answer: list[int]) -> int | None:
         """Place of the first end token after the last word of an answer."""
