@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel
 
 from dialoop.core.schema import Result, Spec
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 DTYPE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -79,3 +84,78 @@ class PullResult(Result, frozen=True):
     def text(self) -> str:
         """One line."""
         return f"{self.name} is at {self.path}"
+
+
+class ListedModel(BaseModel, frozen=True):
+    """A row of `dialoop models list`."""
+
+    name: str
+    also: tuple[str, ...]
+    num_parameters: int
+    licence: str
+    source: str
+    path: Path | None
+    """Where it lies; None while it is not on this machine."""
+
+
+class ListResult(Result, frozen=True):
+    """The models with a short name."""
+
+    models: tuple[ListedModel, ...]
+
+    def text(self) -> "RenderableType":
+        """A table."""
+        from rich.table import Table
+
+        table = Table("name", "parameters", "here", box=None)
+        for column in ("licence", "source"):
+            table.add_column(column, overflow="fold")
+        for row in self.models:
+            names = "\n".join((row.name, *row.also))
+            size = f"{row.num_parameters / 1e9:.2f} B"
+            table.add_row(names, size, "yes" if row.path else "no", row.licence, row.source)
+        return table
+
+
+class ShowResult(Result, frozen=True):
+    """A model's facts; the numbers are those of `ModelFacts`."""
+
+    name: str
+    path: Path | None
+    huggingface: str
+    modelscope: str
+    licence: str
+    family: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tied_embeddings: bool
+    max_positions: int
+    num_parameters: int
+    weight_bytes: int
+
+
+class MergeResult(Result, frozen=True):
+    """What was merged and how well it agrees."""
+
+    path: Path
+    num_layers: int
+    """Linear layers that carried an update."""
+    max_difference: float
+    """Largest absolute difference of merged and unmerged logits, in nats, in the checkpoint's
+    dtype."""
+    tolerance: float
+    greedy_agreement: float
+    """Share of positions, 0 to 1, where both name the same next token; near ties count as same."""
+
+    def text(self) -> str:
+        """Two lines."""
+        return (
+            f"merged {self.num_layers} layers into {self.path}\n"
+            f"logits differ by at most {self.max_difference:.2g} (allowed {self.tolerance:.2g});"
+            f" the same next token at {self.greedy_agreement:.1%} of positions"
+        )
