@@ -1,7 +1,6 @@
 """The OpenVINO engine keeps the contract."""
 
 import pytest
-
 from tests.engines.contract import EngineContract
 
 pytest.importorskip("openvino_genai")

@@ -54,6 +54,7 @@ class ProcessEngine:
         self._pump: asyncio.Task[None] | None = None
         self._info: EngineInfo | None = None
         self._failure: DialoopError | None = None
+        self._has_failed = asyncio.Event()
 
     @property
     def info(self) -> EngineInfo:
@@ -78,6 +79,10 @@ class ProcessEngine:
     def failure(self) -> DialoopError | None:
         """Why nothing more can be asked; None while the engine works."""
         return self._failure
+
+    async def wait_failed(self) -> None:
+        """Return when nothing more can be asked."""
+        await self._has_failed.wait()
 
     async def start(self) -> None:
         """Start the worker; returns once it has served one token."""
@@ -223,6 +228,7 @@ class ProcessEngine:
 
     def _fail(self, error: DialoopError) -> None:
         self._failure = error
+        self._has_failed.set()
         for queue in self._open.values():
             queue.put_nowait(error)
 

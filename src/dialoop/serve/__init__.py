@@ -1,0 +1,1 @@
+"""Serving: the embedded engine behind an OpenAI-compatible URL, batch inference, terminal chat."""

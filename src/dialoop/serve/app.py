@@ -1,0 +1,327 @@
+"""The ASGI application: OpenAI's routes over one engine, without a web framework.
+
+A client that goes away cancels the work on its request, in line, before the first token or after.
+A stream ends with `[DONE]` only when its answer is whole; else its last event is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dialoop.core.errors import DialoopError
+from dialoop.engines.text import Piece, stream
+from dialoop.serve.failure import ApiError, from_error
+from dialoop.serve.http import Gone, Reply, read_json, until_gone
+from dialoop.serve.metrics import ServerMetrics
+from dialoop.serve.openai import Generation, Limits, Writer, read_chat, read_text, usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from dialoop.chat.template import Template
+    from dialoop.engines import Engine
+    from dialoop.serve.http import Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+_FRESH_S = 2.0
+"""An engine that gave a token so recently is healthy without being asked."""
+_PROBE_S = 10.0
+CLIENT_GONE = 499
+
+
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """What the application needs to know."""
+
+    model: str
+    api_key: str | None
+    max_open: int
+    """Generations that may run and wait together."""
+
+
+class App:
+    """The application over one engine.
+
+    Args:
+        engine: started; whoever gave it stops it.
+        template: of the same checkpoint.
+        settings: names and limits.
+    """
+
+    def __init__(self, engine: Engine, template: Template, settings: AppSettings) -> None:
+        self._engine = engine
+        self._template = template
+        self._settings = settings
+        self._created = int(time.time())
+        self._last_token_at = 0.0
+        self._num_open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
+        self.metrics = ServerMetrics()
+        self._gets: dict[str, Callable[[Reply], Awaitable[None]]] = {
+            "/v1/models": self._models,
+            f"/v1/models/{settings.model}": self._model,
+            "/health": self._ready,
+            "/health/ready": self._ready,
+            "/ready": self._ready,
+            "/health/live": self._live,
+            "/live": self._live,
+            "/metrics": self._metrics,
+        }
+        self._posts = {"/v1/chat/completions": read_chat, "/v1/completions": read_text}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; what ASGI calls."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"only HTTP is served, got {scope['type']}")
+        path: str = scope["path"]
+        reply = Reply(send, uuid.uuid4().hex)
+        gone = False
+        try:
+            await self._route(scope, receive, reply)
+        except ApiError as error:
+            await reply.error(error)
+        except DialoopError as error:
+            log.warning("%s: %s", path, error)
+            await reply.error(from_error(error))
+        except Gone:
+            gone = True
+        except Exception:
+            log.exception("%s: a bug", path)
+            await reply.error(ApiError(500, "the server has a bug; its log says more"))
+        known = path if path in self._gets or path in self._posts else "other"
+        status = CLIENT_GONE if gone else reply.status
+        self.metrics.requests.labels(known, str(status)).inc()
+
+    @property
+    def num_open(self) -> int:
+        """Generations that run or wait."""
+        return self._num_open
+
+    async def drain(self) -> None:
+        """Refuse new generations and wait until the open ones have ended."""
+        self._is_draining = True
+        await self._idle.wait()
+
+    async def _route(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+        method, path = scope["method"], scope["path"]
+        if path.startswith("/v1/"):
+            self._authorize(scope)
+        if method == "GET" and path in self._gets:
+            await self._gets[path](reply)
+        elif method == "POST" and path in self._posts:
+            await self._generate(path, receive, reply)
+        elif path in self._gets or path in self._posts:
+            raise ApiError(405, f"{method} is not allowed on {path}")
+        elif path.startswith("/v1/models/"):
+            name = path.removeprefix("/v1/models/")
+            raise ApiError(404, f"model `{name}` is not served here", code="model_not_found")
+        else:
+            raise ApiError(404, f"nothing is served at {path}")
+
+    def _authorize(self, scope: Scope) -> None:
+        key = self._settings.api_key
+        if key is None:
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(given, b"Bearer " + key.encode()):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    async def _models(self, reply: Reply) -> None:
+        await reply.json({"object": "list", "data": [self._card()]})
+
+    async def _model(self, reply: Reply) -> None:
+        await reply.json(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        facts = {"id": self._settings.model, "object": "model", "created": self._created}
+        return facts | {"owned_by": "dialoop", "max_model_len": self._engine.info.max_length}
+
+    async def _live(self, reply: Reply) -> None:
+        await reply.json({"status": "alive"})
+
+    async def _ready(self, reply: Reply) -> None:
+        """Ready means: has just served a token."""
+        if self._is_draining:
+            raise ApiError(503, "the server is shutting down", retry_after_s=2)
+        try:
+            await self._probe()
+        except DialoopError:
+            self.metrics.engine_up.set(0)
+            raise
+        self.metrics.engine_up.set(1)
+        await reply.json({"status": "ready", "model": self._settings.model})
+
+    async def _probe(self) -> None:
+        if time.monotonic() - self._last_token_at < _FRESH_S:
+            return
+        try:
+            await asyncio.wait_for(self._engine.health(), _PROBE_S)
+        except TimeoutError as error:
+            message = f"the engine has served no token within {_PROBE_S:.0f} s"
+            raise ApiError(503, message, retry_after_s=5) from error
+        self._last_token_at = time.monotonic()
+
+    async def _metrics(self, reply: Reply) -> None:
+        with suppress(DialoopError, ApiError):
+            self.metrics.engine_up.set(0)
+            await self._probe()
+            self.metrics.engine_up.set(1)
+        await reply.bytes(self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
+
+    async def _generate(self, path: str, receive: Receive, reply: Reply) -> None:
+        if self._is_draining:
+            raise ApiError(503, "the server is shutting down", retry_after_s=2)
+        began = time.monotonic()
+        body = await read_json(receive)
+        limits = Limits(self._engine.info.max_length, self._settings.model)
+        generation = self._posts[path](body, self._template, limits)
+        self._enter(len(generation.requests))
+        try:
+            name = uuid.uuid4().hex[:24]
+            writer = Writer.of(generation.kind, name, self._settings.model)
+            write = self._stream if generation.is_stream else self._whole
+            await _unless_gone(write(generation, writer, reply, began), receive)
+        finally:
+            self._leave(len(generation.requests))
+        self.metrics.request_s.observe(time.monotonic() - began)
+
+    def _enter(self, num: int) -> None:
+        limit = self._settings.max_open
+        # a request that is larger than the limit by itself is let in when nothing else is there
+        if self._num_open and self._num_open + num > limit:
+            raise ApiError(
+                429,
+                f"{self._num_open} requests run or wait, and {limit} may",
+                code="overloaded",
+                retry_after_s=1,
+            )
+        self._num_open += num
+        self._idle.clear()
+        self.metrics.open_requests.set(self._num_open)
+
+    def _leave(self, num: int) -> None:
+        self._num_open -= num
+        self.metrics.open_requests.set(self._num_open)
+        if not self._num_open:
+            self._idle.set()
+
+    async def _whole(
+        self, generation: Generation, writer: Writer, reply: Reply, began: float
+    ) -> None:
+        texts = list(generation.echoes)
+        finishes = [""] * len(texts)
+        counts = [0] * len(texts)
+        async with aclosing(self._pieces(generation, began)) as pieces:
+            async for n, piece in pieces:
+                texts[n] += piece.text
+                counts[n] = piece.num_tokens
+                finishes[n] = piece.finish or ""
+        self._count(generation, counts)
+        totals = usage(generation.num_prompt_tokens, sum(counts))
+        took = f"{1000 * (time.monotonic() - began):.0f}".encode()
+        whole = writer.whole(list(zip(texts, finishes, strict=True)), totals)
+        await reply.json(whole, 200, (b"openai-processing-ms", took))
+
+    async def _stream(
+        self, generation: Generation, writer: Writer, reply: Reply, began: float
+    ) -> None:
+        counts = [0] * len(generation.requests)
+        async with aclosing(self._pieces(generation, began)) as pieces:
+            first = await anext(pieces)  # an error before it is still a plain HTTP error
+            await reply.start_events()
+            for n, echo in enumerate(generation.echoes):
+                if echo or generation.kind == "chat":
+                    await reply.event(writer.chunk(n, echo, None, first=True))
+            await self._send_piece(first, writer, reply, counts)
+            async for item in pieces:
+                await self._send_piece(item, writer, reply, counts)
+        self._count(generation, counts)
+        if generation.has_usage:
+            totals = usage(generation.num_prompt_tokens, sum(counts))
+            await reply.event(writer.usage_chunk(totals))
+        await reply.raw(b"data: [DONE]\n\n")
+        await reply.end()
+
+    async def _send_piece(
+        self, item: tuple[int, Piece], writer: Writer, reply: Reply, counts: list[int]
+    ) -> None:
+        n, piece = item
+        counts[n] = piece.num_tokens
+        if piece.text:
+            await reply.event(writer.chunk(n, piece.text, None, first=False))
+        if piece.finish:
+            await reply.event(writer.chunk(n, None, piece.finish, first=False))
+
+    def _count(self, generation: Generation, counts: list[int]) -> None:
+        self.metrics.prompt_tokens.inc(generation.num_prompt_tokens)
+        self.metrics.generated_tokens.inc(sum(counts))
+
+    async def _pieces(
+        self, generation: Generation, began: float
+    ) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Pieces of all choices as they come; closing it aborts every choice."""
+        queue: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+
+        async def pump(n: int) -> None:
+            request = generation.requests[n]
+            pieces = stream(self._engine, self._template.tokenizer, request, generation.stops)
+            try:
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        queue.put_nowait((n, piece))
+            except Exception as error:  # noqa: BLE001  handed on to the reader below
+                queue.put_nowait(error)
+
+        num_left = len(generation.requests)
+        has_begun = False
+        async with AsyncExitStack() as stack:
+            for n in range(num_left):
+                task = asyncio.create_task(pump(n))
+                stack.push_async_callback(_cancel, task)
+            while num_left:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                self._last_token_at = time.monotonic()
+                if not has_begun:
+                    self.metrics.first_token_s.observe(self._last_token_at - began)
+                    has_begun = True
+                num_left -= item[1].finish is not None
+                yield item
+
+
+async def _unless_gone(work: Awaitable[None], receive: Receive) -> None:
+    """Do the work, and cancel it when the client goes away.
+
+    Raises:
+        Gone: it went away.
+    """
+    doing = asyncio.ensure_future(work)
+    watching = asyncio.create_task(until_gone(receive))
+    try:
+        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            await _cancel(doing)
+            raise Gone
+        await doing
+    finally:
+        await _cancel(watching)
+        await _cancel(doing)
+
+
+async def _cancel(task: asyncio.Future[None]) -> None:
+    if task.done():
+        return
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
