@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dialoop.chat.message import to_openai, tool_to_openai
+from dialoop.chat.message import from_openai, to_openai, tool_from_openai, tool_to_openai
 
 if TYPE_CHECKING:
     from dialoop.chat.message import Message, Tool
@@ -23,7 +23,7 @@ class Origin:
 
     file: str
     line: int
-    """Line of a text file, or row of a table, from 1."""
+    """Line of a text file, row of a table, or number of a JSON record, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,8 @@ def to_json(sample: Sample) -> dict[str, Any]:
         out["rejected"] = [[to_openai(item) for item in ending] for ending in sample.rejected]
     if sample.label is not None:
         out["label"] = sample.label
-    for name in ("query",):
-        if dialogue := getattr(sample, name):
-            out[name] = [to_openai(item) for item in dialogue]
+    if sample.query:
+        out["query"] = [to_openai(item) for item in sample.query]
     for name in ("positives", "negatives"):
         if dialogues := getattr(sample, name):
             out[name] = [[to_openai(item) for item in dialogue] for dialogue in dialogues]
@@ -87,3 +86,50 @@ def to_json(sample: Sample) -> dict[str, Any]:
         out["score"] = sample.score
     out.update(dict(sample.extra))
     return out
+
+
+def from_json(raw: dict[str, Any], origin: Origin | None = None) -> Sample:
+    """Read what `to_json` wrote.
+
+    Raises:
+        UserError: a message is not in the canonical spelling.
+    """
+    rest = dict(raw)
+
+    def dialogue(items: Any) -> tuple[Message, ...]:
+        return tuple(from_openai(item) for item in items)
+
+    return Sample(
+        messages=dialogue(rest.pop("messages", ())),
+        text=rest.pop("text", None),
+        tools=tuple(tool_from_openai(item) for item in rest.pop("tools", ())),
+        rejected=tuple(dialogue(items) for items in rest.pop("rejected", ())),
+        label=rest.pop("label", None),
+        query=dialogue(rest.pop("query", ())),
+        positives=tuple(dialogue(items) for items in rest.pop("positives", ())),
+        negatives=tuple(dialogue(items) for items in rest.pop("negatives", ())),
+        score=rest.pop("score", None),
+        extra=tuple(rest.items()),
+        origin=origin,
+    )
+
+
+def prompt_and_endings(
+    sample: Sample,
+) -> tuple[tuple[Message, ...], list[tuple[tuple[Message, ...], tuple[Message, ...]]]]:
+    """(the shared prompt's dialogue, [(chosen ending, rejected ending), ...]) of a preference.
+
+    Every rejected ending takes as many user turns as the chosen ending that it replaces; that
+    says where it begins. The prompt of each pair is the dialogue without its chosen ending.
+    """
+    pairs = []
+    for worse in sample.rejected:
+        wanted = sum(item.role == "user" for item in worse)
+        start = len(sample.messages)
+        while start and not (
+            sample.messages[start - 1].role in {"user", "tool"}
+            and sum(item.role == "user" for item in sample.messages[start:]) == wanted
+        ):
+            start -= 1
+        pairs.append((sample.messages[start:], worse))
+    return sample.messages, pairs
