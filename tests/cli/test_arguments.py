@@ -51,6 +51,7 @@ def job(*words: str, positional: str | None = None) -> Example:
         (["--columns", '{"query": "问题"}'], "columns", {"query": "问题"}),
         (["--columns", "query=q", "response=a"], "columns", {"query": "q", "response": "a"}),
         (["--columns={query: q}"], "columns", {"query": "q"}),
+        (["--checks", "whole", "{kind: small, rank: 3}"], "checks", [Whole(), Small(rank=3)]),
         (["--tuner", "whole"], "tuner", Whole()),
         (["--tuner.kind", "whole"], "tuner", Whole()),
         (["--tuner", "{kind: small, rank: 2}"], "tuner", Small(rank=2)),

@@ -39,6 +39,8 @@ class Example(Spec, frozen=True):
     """Most rows; all unless given."""
     validation: float | list[str] = 0.1
     """Share, or files."""
+    checks: list[Annotated[Option, OneOf("tests.core.kinds")]] = Field(default_factory=list)
+    """What is measured."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Names."""
 

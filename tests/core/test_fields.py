@@ -23,6 +23,7 @@ def test_every_shape_is_recognised() -> None:
         "dtype": "value",
         "limit": "value",
         "validation": "list",
+        "checks": "list",
         "columns": "map",
     }
 
@@ -41,4 +42,6 @@ def test_options_know_whose_they_are_and_what_they_mean() -> None:
     rank = next(field for field in fields(Example) if field.path == "tuner.rank")
     assert (rank.option, rank.meaning) == ("tuner=small", "Rank of the update.")
     assert by_path(Example)["tuner"].choices == ("small", "whole")
+    assert by_path(Example)["checks"].choices == ("small", "whole")
+    assert by_path(Example)["checks"].type == "small | whole ..."
     assert by_path(Example)["dtype"].choices == ("auto", "bf16", "fp32")

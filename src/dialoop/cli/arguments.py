@@ -225,8 +225,10 @@ def value_of(target: Field, texts: list[str]) -> Any:
 
 
 def _list(target: Field, texts: list[str]) -> Any:
-    if target.items_are_sections:
+    if target.items == "section":
         return [_mapping(text) for text in texts]
+    if target.items == "option":
+        return [_mapping(text) if text.startswith("{") else {"kind": text} for text in texts]
     if len(texts) > 1:
         return texts
     (text,) = texts

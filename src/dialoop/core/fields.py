@@ -45,8 +45,8 @@ class Field:
     takes_none: bool = False
     takes_number: bool = False
     """For a list field: whether one bare number is a value too."""
-    items_are_sections: bool = False
-    """For a list field: whether each item is a mapping."""
+    items: Literal["text", "section", "option"] = "text"
+    """For a list field: whether an item is a mapping, or the kind of an option or its mapping."""
 
     @property
     def is_required(self) -> bool:
@@ -126,20 +126,35 @@ def _leaf(path: str, info: FieldInfo, default: Any, option: str) -> Field:
     plain = [kind for kind in members if kind is not type(None)]
     shape = _shape(plain)
     choices = tuple(choice for kind in plain for choice in _choices(kind))
-    items = [get_args(kind)[0] for kind in plain if _is_list(kind) and get_args(kind)]
+    items, kinds = _items(plain)
+    choices = choices or kinds
     return Field(
         path,
         shape,
         " | ".join(dict.fromkeys(_word(kind) for kind in plain)),
         info.description or "",
         _write(default),
-        choices if len(choices) > 0 and all(_choices(kind) for kind in plain) else (),
+        choices if kinds or all(_choices(kind) for kind in plain) else (),
         option,
         takes_text=str in plain,
         takes_none=len(plain) < len(members),
         takes_number=bool({int, float} & set(plain)),
-        items_are_sections=any(isinstance(i, type) and issubclass(i, BaseModel) for i in items),
+        items=items,
     )
+
+
+def _items(plain: list[Any]) -> tuple[Literal["text", "section", "option"], tuple[str, ...]]:
+    """What the items of a list field are, and the kinds where they are options."""
+    for kind in plain:
+        if not _is_list(kind) or not get_args(kind):
+            continue
+        for item, metadata in _members(get_args(kind)[0], ()):
+            marks = [mark for mark in metadata if isinstance(mark, OneOf)]
+            if marks:
+                return "option", tuple(family(marks[0].package))
+            if isinstance(item, type) and issubclass(item, BaseModel):
+                return "section", ()
+    return "text", ()
 
 
 def _members(annotation: Any, metadata: tuple[Any, ...]) -> list[tuple[Any, tuple[Any, ...]]]:
@@ -186,8 +201,11 @@ def _word(kind: Any) -> str:
 
 
 def _union_word(annotation: Any) -> str:
-    kinds = [kind for kind, _ in _members(annotation, ())]
-    return " | ".join(dict.fromkeys(_word(kind) for kind in kinds))
+    words: list[str] = []
+    for kind, metadata in _members(annotation, ()):
+        marks = [mark for mark in metadata if isinstance(mark, OneOf)]
+        words += list(family(marks[0].package)) if marks else [_word(kind)]
+    return " | ".join(dict.fromkeys(words))
 
 
 def _write(value: Any) -> str | None:

@@ -56,6 +56,38 @@ class JobKind:
 
 
 CATALOG: dict[str, JobKind] = {
+    "models pull": JobKind(
+        spec="dialoop.models.spec:PullJob",
+        run="dialoop.models.run:pull",
+        summary="bring a model onto this machine, checked and cached",
+        group="Data and models",
+        positional="name",
+    ),
+    "models list": JobKind(
+        spec="dialoop.models.spec:ListJob",
+        run="dialoop.models.run:list_models",
+        summary="models with a short name, and which of them are here",
+        group="Data and models",
+    ),
+    "models show": JobKind(
+        spec="dialoop.models.spec:ShowJob",
+        run="dialoop.models.run:show",
+        summary="what a model is: shape, size, licence, source",
+        group="Data and models",
+        positional="name",
+    ),
+    "merge": JobKind(
+        spec="dialoop.models.spec:MergeJob",
+        run="dialoop.models.merge:merge",
+        summary="merge an adapter into its base, and check that both agree",
+        group="Use",
+    ),
+    "evaluate": JobKind(
+        spec="dialoop.evaluate.spec:EvaluateJob",
+        run="dialoop.evaluate.run:run",
+        summary="held-out loss, answers side by side, keyword checks; a report",
+        group="Use",
+    ),
     "doctor": JobKind(
         spec="dialoop.jobs.doctor:DoctorJob",
         run="dialoop.jobs.doctor:run",
