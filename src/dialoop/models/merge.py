@@ -49,7 +49,7 @@ NEAR_TIE_NATS = 0.15
 MIN_AGREEMENT = 0.97
 
 
-def merge(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
+def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
     """Write base plus adapter as one self-contained checkpoint, or nothing.
 
     Raises:

@@ -107,13 +107,14 @@ class ListResult(Result, frozen=True):
         """A table."""
         from rich.table import Table
 
-        table = Table("name", "parameters", "here", box=None)
-        for column in ("licence", "source"):
-            table.add_column(column, overflow="fold")
+        table = Table(box=None)
+        for column in ("name", "size", "here", "source"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("licence", overflow="fold")
         for row in self.models:
             names = "\n".join((row.name, *row.also))
             size = f"{row.num_parameters / 1e9:.2f} B"
-            table.add_row(names, size, "yes" if row.path else "no", row.licence, row.source)
+            table.add_row(names, size, "yes" if row.path else "no", row.source, row.licence)
         return table
 
 
