@@ -56,6 +56,26 @@ class JobKind:
 
 
 CATALOG: dict[str, JobKind] = {
+    "data inspect": JobKind(
+        spec="dialoop.data.spec:InspectJob",
+        run="dialoop.data.run:inspect",
+        summary="layouts, rows, problems by reason, lengths, a preview of the loss mask",
+        group="Data and models",
+        positional="paths",
+    ),
+    "data convert": JobKind(
+        spec="dialoop.data.spec:ConvertJob",
+        run="dialoop.data.run:convert",
+        summary="canonical JSON Lines, with rejected rows and their reasons beside it",
+        group="Data and models",
+        positional="paths",
+    ),
+    "data list": JobKind(
+        spec="dialoop.data.spec:ListJob",
+        run="dialoop.data.run:list_datasets",
+        summary="well-known data sets that have a short name",
+        group="Data and models",
+    ),
     "models pull": JobKind(
         spec="dialoop.models.spec:PullJob",
         run="dialoop.models.run:pull",
@@ -78,7 +98,7 @@ CATALOG: dict[str, JobKind] = {
     ),
     "merge": JobKind(
         spec="dialoop.models.spec:MergeJob",
-        run="dialoop.models.merge:merge",
+        run="dialoop.models.merge:run",
         summary="merge an adapter into its base, and check that both agree",
         group="Use",
     ),
@@ -87,6 +107,13 @@ CATALOG: dict[str, JobKind] = {
         run="dialoop.evaluate.run:run",
         summary="held-out loss, answers side by side, keyword checks; a report",
         group="Use",
+    ),
+    "serve": JobKind(
+        spec="dialoop.serve.spec:ServeJob",
+        run="dialoop.serve.run:run",
+        summary="a model over an OpenAI-compatible URL",
+        group="Use",
+        also=("deploy",),
     ),
     "doctor": JobKind(
         spec="dialoop.jobs.doctor:DoctorJob",
