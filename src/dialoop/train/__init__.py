@@ -1,0 +1,1 @@
+"""Training: one loop, objectives and tuners as options, packed rows everywhere."""

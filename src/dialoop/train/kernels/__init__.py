@@ -1,0 +1,1 @@
+"""Kernels: attention over packed rows, cross-entropy on labelled rows."""

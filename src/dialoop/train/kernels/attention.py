@@ -1,0 +1,113 @@
+"""Attention over a packed row: every document attends to itself alone.
+
+Registered with transformers under one name through its attention interface. On CUDA the variable-
+length kernel of torch is used; elsewhere each document is one call of SDPA, which does no work on
+the masked part at all.
+
+T is the tokens of a packed row, H the query heads, K the key/value heads, D the head's width.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NAME = "dialoop_packed"
+
+
+def register() -> None:
+    """Make the attention known to transformers; safe to call again.
+
+    No mask function is registered under this name, so transformers builds no mask for it.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    bounds: tuple[int, ...],
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within documents.
+
+    Args:
+        module: the attention layer; nothing is read from it.
+        query: (1, H, T, D).
+        key: (1, K, T, D).
+        value: (1, K, T, D).
+        attention_mask: always None; the bounds say everything.
+        bounds: document boundaries on the host, 0 first and T last.
+        cu_seqlens: the same on the device, int32.
+        max_seqlen: tokens of the longest document.
+        scaling: factor of the scores; 1/sqrt(D) when None.
+        dropout: share of the attention weights dropped.
+        sliding_window: tokens that a token may look back, where the model limits it.
+        kwargs: what else transformers hands to attention functions.
+
+    Returns:
+        (1, T, H, D), and None for the attention weights.
+    """
+    del module, attention_mask, kwargs
+    is_windowed = sliding_window is not None and sliding_window < max_seqlen
+    if query.is_cuda and not dropout and not is_windowed and query.dtype != torch.float32:
+        return _varlen(query, key, value, cu_seqlens, max_seqlen, scaling), None
+    window = sliding_window if is_windowed else None
+    outputs = [
+        _one_document(
+            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end],
+            scaling, dropout, window,
+        )
+        for start, end in pairwise(bounds)
+    ]  # each (1, H, t, D)
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _one_document(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    mask = None
+    if window is not None:
+        length = query.shape[2]
+        age = torch.arange(length, device=query.device)
+        age = age[:, None] - age[None, :]
+        mask = (age >= 0) & (age < window)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None,
+        scale=scaling, dropout_p=dropout, enable_gqa=key.shape[1] != query.shape[1],
+    )
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H or K, D)
+    out = varlen_attn(
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest,
+        scale=scale, window_size=(-1, 0), enable_gqa=k.shape[1] != q.shape[1],
+    )
+    return out[None]  # pyright: ignore[reportIndexIssue]
