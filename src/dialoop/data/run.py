@@ -7,22 +7,32 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import Field
 
+from dialoop.chat.template import Template
+from dialoop.core import env
 from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, Stage
 from dialoop.core.files import machine_errors
 from dialoop.core.schema import Result
 from dialoop.data import catalog
+from dialoop.data.lengths import TokenStats, measure
 from dialoop.data.load import choose, gather
 from dialoop.data.report import DataReport  # noqa: TC001  pydantic reads the annotation
 from dialoop.data.spec import DataSpec, Reading
+from dialoop.data.tokenize import tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from rich.console import RenderableType
+
     from dialoop.core.events import Event
     from dialoop.data.spec import ConvertJob, InspectJob, ListJob
+
+MAX_TOKENS = 1 << 20
+"""Longer rows are counted as this long in statistics."""
 
 
 class ConvertResult(Result, frozen=True):
@@ -63,7 +73,8 @@ def convert(job: ConvertJob, emit: Callable[[Event], None]) -> ConvertResult:
     if job.output.is_dir():
         raise UserError(f"output `{job.output}` is a folder", hint="name a .jsonl file")
     spec = _spec(job)
-    data = gather(spec, emit)
+    template = Template.from_folder(job.model) if job.model else None
+    data = gather(spec, emit, *_measure(template))
     report = data.report
     emit(Stage("Write"))
     stem = job.output.name.removesuffix(job.output.suffix)
@@ -120,10 +131,32 @@ class InspectResult(Result, frozen=True):
     report: DataReport
     samples: int
     """Rows that would be trained on."""
+    tokens: TokenStats | None = None
+    """None without a model."""
+    untrained: dict[str, int] = Field(default={})
+    """Rows without tokens to learn from, by reason."""
+    previews: list[list[tuple[str, float]]] = Field(default=[])
+    """The text of some rows, cut where the loss weight changes, with that weight."""
 
-    def text(self) -> str:
-        """The report, line by line."""
-        return "\n".join(self.report.lines())
+    def text(self) -> RenderableType:
+        """The report, the histogram and the rows, what is learned in [[double brackets]]."""
+        from rich.console import Group
+        from rich.text import Text
+
+        lines = list(self.report.lines())
+        if self.tokens:
+            lines += ["", *self.tokens.lines()]
+        lines += [f"no tokens: {why}: {n} rows" for why, n in self.untrained.items()]
+        parts = [Text("\n".join(lines))]
+        for number, spans in enumerate(self.previews, 1):
+            shown = Text(f"\nrow {number}, learned text in [[ ]]\n", style="bold")
+            for piece, weight in spans:
+                if weight > 0:
+                    shown.append(f"[[{piece}]]", style="not bold green")
+                else:
+                    shown.append(piece, style="not bold dim")
+            parts.append(shown)
+        return Group(*parts)
 
 
 def inspect(job: InspectJob, emit: Callable[[Event], None]) -> InspectResult:
@@ -134,8 +167,40 @@ def inspect(job: InspectJob, emit: Callable[[Event], None]) -> InspectResult:
         MachineError: a package is missing.
     """
     spec = _spec(job)
-    loaded = choose(spec, gather(spec, emit))
-    return InspectResult(report=loaded.report, samples=len(loaded.train))
+    template = Template.from_folder(job.model) if job.model else None
+    data = gather(spec, emit, *_measure(template))
+    if not data.report.kept:
+        return InspectResult(report=data.report, samples=0)
+    samples = choose(spec, data).train
+    if template is None:
+        return InspectResult(report=data.report, samples=len(samples))
+    emit(Stage("Tokenise"))
+    rows = tokenize(
+        samples,
+        template,
+        max_length=MAX_TOKENS,
+        overlong="truncate",
+        workers=env.num_cpus(),
+        cache=env.home() / "tokens",
+        emit=emit,
+        digest=samples.digest,
+    )
+    shown = np.linspace(0, len(rows) - 1, min(job.samples, len(rows))).astype(int).tolist()
+    return InspectResult(
+        report=data.report,
+        samples=len(samples),
+        tokens=measure(rows.lengths, rows.num_targets),
+        untrained=rows.reasons,
+        previews=[template.spans(rows.row(number)) for number in shown],
+    )
+
+
+def _measure(template: Template | None) -> tuple[Callable[[str], int] | None, str]:
+    """(tokens of a text, identity of the tokenizer) where there is one."""
+    if template is None:
+        return None, ""
+    tokenizer = template.tokenizer
+    return (lambda text: len(tokenizer.encode(text))), tokenizer.digest
 
 
 class ListResult(Result, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class SampleSet:
+class SampleSet(Collection[Sample]):
     """Samples on disk, by number; a sized, repeatable sequence.
 
     Args:
@@ -43,6 +44,9 @@ class SampleSet:
     def __getitem__(self, number: int) -> Sample:
         row = int(self._rows[number])
         return self._sample(row, self._line(row))
+
+    def __contains__(self, sample: object) -> bool:
+        return any(sample == item for item in self)
 
     @property
     def digest(self) -> str:

@@ -75,6 +75,8 @@ class ConvertJob(Reading, frozen=True):
     """Files, folders, archives, catalog names."""
     output: Path
     """The JSON Lines file to write; rejected rows go to `NAME.rejected.jsonl` beside it."""
+    model: Path | None = None
+    """Folder of a model, whose tokenizer measures `cleaning.min_tokens` and `max_tokens`."""
     seed: int = 42
     """Seed of sampling, where a path ends in `#N`."""
     cleaning: Cleaning = Cleaning()
