@@ -187,5 +187,5 @@ def find(name: str) -> Known | None:
     wanted = name.lower()
     if (known := _by_name().get(wanted)) is not None:
         return known
-    ids = (item for item in MODELS if wanted == item.huggingface.lower())
+    ids = (item for item in MODELS if wanted and wanted == item.huggingface.lower())
     return next(ids, None)

@@ -32,7 +32,7 @@ SCHEMES = {
     "modelscope": "modelscope",
     "registry": "registry",
 }
-_ADDRESS = re.compile(r"^(?P<scheme>[a-z]+)(?:://|::)(?P<rest>.+)$")
+_ADDRESS = re.compile(r"^(?P<scheme>[a-z0-9]+)(?:://|::)(?P<rest>.+)$")
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
@@ -74,7 +74,7 @@ def cached(reference: str) -> Path | None:
         UserError: nothing is known under that name.
     """
     path = Path(reference).expanduser()
-    if path.is_dir():
+    if reference and path.is_dir():
         return path
     source, address = parse(reference)
     folder = _folder(source, address)
