@@ -38,7 +38,7 @@ def test_aliases_are_shown_with_the_canonical_name() -> None:
     assert spellings(Example, by_path(Example)["tuner.rank"]) == ["--tuner.rank", "--lora_rank"]
     lines = page(KIND).splitlines()
     after = next(n for n, line in enumerate(lines) if line.startswith("  --tuner.rank ")) + 1
-    assert lines[after].startswith("  (--lora_rank)")
+    assert lines[after].startswith("    --lora_rank")
 
 
 def test_every_field_is_on_the_page_but_what_the_verb_settles() -> None:

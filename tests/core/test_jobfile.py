@@ -51,6 +51,11 @@ def test_kind_and_option_from_two_spellings_meet(tmp_path: Path) -> None:
     assert job.tuner == Small(rank=64)
 
 
+def test_off_and_no_are_words_unless_a_boolean_is_wanted(tmp_path: Path) -> None:
+    job = load(tmp_path, "model: off\ndataset: [no, yes]\npack: off\n")
+    assert (job.model, job.dataset, job.pack) == ("off", ["no", "yes"], False)
+
+
 def test_dump_reads_back_as_the_same_job(tmp_path: Path) -> None:
     job = load(tmp_path, BASE + "columns: {query: 问题}\nlimit: 3\nlora_rank: 2\n")
     assert load(tmp_path, jobfile.dump(job)) == job
@@ -75,6 +80,8 @@ CASES = {
     BASE + "limit: 0\n": r"^limit: input should be greater than or equal to 1, got `0`$",
     BASE + "limit: 13\n": r"^limit: 13 is unlucky$",
     "model: 007\ndataset: [d]\n": r"^model: expected text, got 7; put it in quotes$",
+    "model: m\n": r"^dataset: required, but not given$",
+    BASE + "optim: null\n": r"^optim: input should be a valid dictionary.*got `None`$",
     "dataset: [d]\n": r"^model: required, but not given$",
     "model: m\ndataset: []\n": r"^dataset: list should have at least 1 item",
     BASE + "validation: {a: 1}\n": r"^validation: input should be a valid number.* or .*list",

@@ -12,7 +12,7 @@ import yaml
 
 from dialoop.core.errors import UserError
 from dialoop.core.fields import Field, by_path
-from dialoop.core.jobfile import Setting, did_you_mean
+from dialoop.core.jobfile import Setting, did_you_mean, read_yaml
 
 if TYPE_CHECKING:
     from dialoop.core.schema import Spec
@@ -275,6 +275,6 @@ def _yaml(text: str, *, texts_only: bool = False) -> Any:
 
 def _plain_yaml(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"`{text}` is neither JSON nor YAML") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from dialoop.core.fields import Field, fields
@@ -89,6 +90,8 @@ def sections(spec: type[Spec]) -> list[tuple[str, str, list[Field]]]:
         section = field.path.rpartition(".")[0]
         if field.shape == "section":
             named[field.path] = (field.meaning, [])
+        elif field.is_required and not field.option:
+            common.append(field)
         elif field.option:
             where = field.path.split(".")[0]
             title = f"{field.option.replace('=', ' ')}"
@@ -99,9 +102,24 @@ def sections(spec: type[Spec]) -> list[tuple[str, str, list[Field]]]:
         else:
             common.append(field)
     common.sort(key=lambda field: not field.is_required)
-    return [("Fields", "", common)] + [
-        (title, meaning, members) for title, (meaning, members) in named.items()
-    ]
+    parts = [(title, meaning, members) for title, (meaning, members) in named.items()]
+    return [("Fields", "", common), *_joined(parts)]
+
+
+def _joined(parts: list[tuple[str, str, list[Field]]]) -> list[tuple[str, str, list[Field]]]:
+    """The parts with options of one family that have the same fields in one: `lora | qlora`."""
+    joined: list[tuple[str, str, list[Field]]] = []
+    for title, meaning, members in parts:
+        family, _, kind = title.partition(" ")
+        if joined and kind and joined[-1][0].partition(" ")[0] == family:
+            before, said, others = joined[-1]
+            if [replace(field, option="") for field in others] == [
+                replace(field, option="") for field in members
+            ]:
+                joined[-1] = (f"{before} | {kind}", f"{said} or {kind}", others)
+                continue
+        joined.append((title, meaning, members))
+    return joined
 
 
 def spellings(spec: type[Spec], field: Field) -> list[str]:
@@ -125,8 +143,7 @@ def _is_preset(field: Field, kind: JobKind) -> bool:
 
 def _flag(spec: type[Spec], field: Field) -> str:
     canonical, *others = spellings(spec, field)
-    also = f"\n  ({', '.join(others)})" if others else ""
-    return f"{canonical}{also}"
+    return "\n".join([canonical, *(f"    {other}" for other in others)])
 
 
 def _meaning(field: Field) -> str:

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import readline
 import select
 import sys
 import traceback
@@ -21,12 +22,9 @@ from dialoop.core.errors import DialoopError, MachineError, UserError
 from dialoop.jobs.catalog import CATALOG, JobKind, find
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console, RenderableType
 
     from dialoop.cli.arguments import Arguments
-    from dialoop.core.events import Event
     from dialoop.core.schema import Result, Spec
 
 INTERRUPTED = 130
@@ -121,9 +119,19 @@ def _run(kind: JobKind, job: Spec, output: _Output) -> None:
     output.document(result.model_dump(mode="json"), result.text())
 
 
-def _call(kind: JobKind, job: Spec, emit: Callable[[Event], None], output: _Output) -> Result:
+def _call(kind: JobKind, job: Spec, sink: TerminalSink, output: _Output) -> Result:
     run = kind.load_run()
-    return run(job, emit, _read, output.write) if kind.interactive else run(job, emit)
+    if not kind.interactive:
+        return run(job, sink)
+
+    readline.set_history_length(1000)  # its import gives `input` line editing and history
+
+    def read(prompt: str) -> str:
+        """One line from the person at the terminal; raises EOFError at the end."""
+        sink.pause()
+        return input(prompt)
+
+    return run(job, sink, read, output.write)
 
 
 def _dry_run(kind: JobKind, job: Spec, output: _Output) -> None:
@@ -269,11 +277,6 @@ def _stdout_is_closed() -> bool:
     poll = select.poll()
     poll.register(1, 0)
     return any(state & select.POLLERR for _, state in poll.poll(0))
-
-
-def _read(prompt: str) -> str:
-    """One line from the person at the terminal; raises EOFError at the end."""
-    return input(prompt)
 
 
 def _start_log(arguments: Arguments) -> None:

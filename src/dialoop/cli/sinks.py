@@ -47,13 +47,13 @@ class TerminalSink:
         trace: TracebackType | None,
     ) -> None:
         """Take the bars off the screen, whatever happened."""
-        self._close_bars()
+        self.pause()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         match event:
             case Stage(title):
-                self._close_bars()
+                self.pause()
                 self._line(f"== {title}", "bold")
             case Progress():
                 self._progress(event)
@@ -103,7 +103,8 @@ class TerminalSink:
             self._shown["metrics"] = now
         self._line(metrics_line(event), "")
 
-    def _close_bars(self) -> None:
+    def pause(self) -> None:
+        """Take the bars off the screen until the next progress, so that a person may type."""
         if self._bars is not None:
             self._bars.stop()
         self._bars = None
