@@ -99,6 +99,18 @@ class EngineContract:
 
         assert self.run(checkpoint, work) == (want[0], want[2])
 
+    def test_dialogues_that_fork_from_one_answer_stay_apart(self, checkpoint: Path) -> None:
+        """Caches of shared beginnings must not let one request read another's tokens."""
+
+        async def work(engine: ProcessEngine):
+            beginning = (*PROMPTS[0], *await answer(engine, Request(PROMPTS[0], GREEDY)))
+            forks = [(*beginning, 40 + n, 60 + n, 80 + n) for n in range(3)]
+            together = await asyncio.gather(*[answer(engine, Request(f, GREEDY)) for f in forks])
+            return forks, together
+
+        forks, together = self.run(checkpoint, work)
+        assert together == [expected(checkpoint, fork, 16) for fork in forks]
+
     def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(self, checkpoint: Path) -> None:
         want = expected(checkpoint, PROMPTS[0], 16)
         stop = want[8]

@@ -43,7 +43,9 @@ def open_backend(job: WorkerJob) -> Backend:
     scheduler.cache_size = job.cache_gb
     scheduler.max_num_batched_tokens = _PREFILL_TOKENS
     scheduler.max_num_seqs = job.max_concurrent
-    scheduler.enable_prefix_caching = True
+    # Requests that begin with the same cached answer write into one half-filled block, and all of
+    # them then read the last one's tokens: three dialogues forked from one turn got one answer.
+    scheduler.enable_prefix_caching = False
     scheduler.dynamic_split_fuse = True
     try:
         pipeline = genai.ContinuousBatchingPipeline(job.folder, scheduler, "CPU", _properties(job))

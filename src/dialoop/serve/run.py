@@ -10,17 +10,13 @@ import socket
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialoop.chat.template import Template
 from dialoop.core.errors import MachineError, UserError
 from dialoop.core.events import Note, Stage
 from dialoop.core.schema import Result
-from dialoop.engines.choose import prepare
-from dialoop.models.load import base_of
-from dialoop.models.sources import resolve
 from dialoop.serve.app import App, AppSettings
+from dialoop.serve.model import open_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -142,15 +138,12 @@ async def running(
         )
     # Before the model, so that a taken port costs no wait.
     with bind(job.host, job.port) as listening:
-        folder = await asyncio.to_thread(resolve, job.model, emit)
-        engine = await asyncio.to_thread(prepare, folder, job, emit)
-        template = Template.from_folder(template_folder(folder))
-        emit(Stage("load the model"))
-        await engine.start()
+        model = await open_model(job.model, job, emit)
+        engine = model.engine
         try:
-            name = job.served_model_name or _name(job.model, folder)
+            name = job.served_model_name or model.name
             limit = job.max_concurrent + job.max_waiting
-            app = App(engine, template, AppSettings(name, job.api_key, limit))
+            app = App(engine, model.template, AppSettings(name, job.api_key, limit))
             url = f"http://{_shown(job.host)}:{listening.getsockname()[1]}/v1"
             async with _listening(app, listening, engine) as has_ended:
                 yield RunningServer(url, name, engine, app, has_ended)
@@ -235,17 +228,6 @@ async def _watch(engine: ProcessEngine, has_ended: asyncio.Event) -> None:
     """A server whose engine has died ends, with the engine's error, so that it can be restarted."""
     await engine.wait_failed()
     has_ended.set()
-
-
-def template_folder(folder: Path) -> Path:
-    """The folder whose tokenizer and template are used: the adapter's own, or its base's."""
-    if (folder / "tokenizer.json").exists() or (folder / "config.json").exists():
-        return folder
-    return base_of(folder)
-
-
-def _name(reference: str, folder: Path) -> str:
-    return folder.name if Path(reference).exists() else reference
 
 
 def _shown(host: str) -> str:

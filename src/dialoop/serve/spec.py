@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from dialoop.data.spec import Reading
 from dialoop.engines.spec import EngineSettings
 
 
@@ -38,13 +39,11 @@ class SamplingSettings(EngineSettings, frozen=True):
     """0 takes the likeliest token, which repeats itself exactly; 0.7 is lively."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Choose among the likeliest tokens that together have this probability."""
-    seed: int = Field(0, ge=0)
-    """Seed of the chances that are taken above temperature 0."""
     system: str | None = None
     """A system message to begin dialogues with that have none."""
 
 
-class InferJob(SamplingSettings, frozen=True):
+class InferJob(SamplingSettings, Reading, frozen=True):
     """Answer every row of a file."""
 
     aliases: ClassVar[Mapping[str, str]] = {
@@ -62,6 +61,8 @@ class InferJob(SamplingSettings, frozen=True):
     a dialogue is taken off and written anew."""
     output: str
     """A JSON Lines file. Rows that are in it already are kept and not asked again."""
+    seed: int = Field(0, ge=0)
+    """Seed of the chances that are taken above temperature 0; the same for every row."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer."""
 
