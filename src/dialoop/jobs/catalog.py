@@ -108,6 +108,20 @@ CATALOG: dict[str, JobKind] = {
         summary="held-out loss, answers side by side, keyword checks; a report",
         group="Use",
     ),
+    "chat": JobKind(
+        spec="dialoop.serve.spec:ChatJob",
+        run="dialoop.serve.terminal:run",
+        summary="talk to a model in the terminal",
+        group="Use",
+        interactive=True,
+    ),
+    "infer": JobKind(
+        spec="dialoop.serve.spec:InferJob",
+        run="dialoop.serve.infer:run",
+        summary="answer every row of a file; goes on where it was stopped",
+        group="Use",
+        positional="input",
+    ),
     "serve": JobKind(
         spec="dialoop.serve.spec:ServeJob",
         run="dialoop.serve.run:run",
