@@ -42,6 +42,10 @@ _SPELLINGS: dict[str, str] = {
     "audios": "audio",
 }
 FIELDS = tuple(_SPELLINGS)
+SAMPLE_FIELDS = {
+    "messages", "text", "tools", "rejected", "label", "query", "positives", "negatives", "score",
+}  # fmt: skip
+"""Keys of the canonical form, which extra columns may not take."""
 _CANONICAL = {
     name: field for field, names in _SPELLINGS.items() for name in [field, *names.split()]
 }
@@ -122,8 +126,16 @@ class Row(Mapping[str, Any]):
         return self._raw[name]
 
     def extra(self) -> tuple[tuple[str, Any], ...]:
-        """The columns that nobody has used."""
-        return tuple((k, v) for k, v in self._raw.items() if k not in self._used and v is not None)
+        """Columns that nobody has used; one named like a field of samples gets a `_` in front."""
+        out: dict[str, Any] = {}
+        for column, value in self._raw.items():
+            if column in self._used or value is None:
+                continue
+            name = column
+            while name in SAMPLE_FIELDS or (name != column and name in self._raw):
+                name = f"_{name}"
+            out[name] = value
+        return tuple(out.items())
 
 
 @lru_cache(maxsize=4096)

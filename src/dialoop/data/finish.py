@@ -20,10 +20,10 @@ def dialogue(row: Row, messages: tuple[Message, ...]) -> Sample:
         RecordError: a column cannot be read, or nothing can be learned from the dialogue.
     """
     messages = turns.with_images(row, turns.with_system(row, messages))
+    check(messages)
     rejected = _worse(row, messages)
     label = _label(row)
     tools = turns.read_tools(row.field("tools"))
-    check(messages)
     return Sample(messages=messages, tools=tools, rejected=rejected, label=label, extra=row.extra())
 
 
@@ -109,14 +109,14 @@ def _is_several(value: Any) -> bool:
 
 def _worse(row: Row, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], ...]:
     """Endings from `rejected_response`, `rejected_messages`, or our own `rejected`."""
-    prompt = _prompt(messages)
     if row.has("rejected_response"):
+        prompt = _prompt(messages)
         value = row.field("rejected_response")
         several = value if _is_several(value) else [value]
         return tuple(ending(messages, (*prompt, *turns.answer(item))) for item in several)
     if row.has("rejected_messages"):
         value = row.field("rejected_messages")
-        several = [value] if turns.is_turns(value) else value
+        several = value if _is_several(value) else [value]
         return tuple(_full_ending(messages, turns.read_turns(item)) for item in several)
     if row.has("rejected"):
         value = row.field("rejected")

@@ -72,6 +72,8 @@ def convert(job: ConvertJob, emit: Callable[[Event], None]) -> ConvertResult:
     """
     if job.output.is_dir():
         raise UserError(f"output `{job.output}` is a folder", hint="name a .jsonl file")
+    if above := next((p for p in job.output.parents if p.is_file()), None):
+        raise UserError(f"output: `{above}` is a file, not a folder", hint="choose another place")
     spec = _spec(job)
     template = Template.from_folder(job.model) if job.model else None
     data = gather(spec, emit, *_measure(template))

@@ -179,11 +179,11 @@ def _num_readable(lines: list[bytes], codec: str) -> int:
 
 
 def _looks_chinese(lines: list[bytes]) -> bool:
-    """Most characters outside ASCII are everyday Chinese ones: level 1 and 2 and punctuation."""
+    """Whether most characters outside ASCII are everyday ones, those of GB 2312.
+
+    Text in another East Asian encoding also decodes as GB 18030, into rare characters.
+    """
     text = b"\n".join(lines).decode("gb18030", errors="replace")
     others = [char for char in text if char > "\x7f"]
-    known = sum(
-        "\u4e00" <= char <= "\u9fff" or "\u3000" <= char <= "\u303f" or "\uff00" <= char <= "\uffef"
-        for char in others
-    )
-    return known * 10 >= len(others) * 7
+    everyday = "".join(others).encode("gb2312", errors="ignore").decode("gb2312")
+    return len(everyday) * 10 >= len(others) * 6
