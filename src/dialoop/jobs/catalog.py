@@ -56,6 +56,12 @@ class JobKind:
 
 
 CATALOG: dict[str, JobKind] = {
+    "quickstart": JobKind(
+        spec="dialoop.quickstart.spec:QuickstartJob",
+        run="dialoop.quickstart.run:run",
+        summary="the main job on this machine: tune a small real model, measure it, serve it",
+        group="Start here",
+    ),
     "data inspect": JobKind(
         spec="dialoop.data.spec:InspectJob",
         run="dialoop.data.run:inspect",
@@ -95,6 +101,22 @@ CATALOG: dict[str, JobKind] = {
         summary="what a model is: shape, size, licence, source",
         group="Data and models",
         positional="name",
+    ),
+    "sft": JobKind(
+        spec="dialoop.train.spec:TrainJob",
+        run="dialoop.train.run:run",
+        plan="dialoop.train.plan:plan",
+        summary="tune a model on dialogues",
+        group="Train",
+        preset={"objective": {"kind": "sft"}},
+    ),
+    "pt": JobKind(
+        spec="dialoop.train.spec:TrainJob",
+        run="dialoop.train.run:run",
+        plan="dialoop.train.plan:plan",
+        summary="go on pre-training a model on text",
+        group="Train",
+        preset={"objective": {"kind": "pt"}},
     ),
     "merge": JobKind(
         spec="dialoop.models.spec:MergeJob",

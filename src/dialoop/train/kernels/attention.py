@@ -72,8 +72,12 @@ def packed_attention(
     window = sliding_window if is_windowed else None
     outputs = [
         _one_document(
-            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end],
-            scaling, dropout, window,
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            scaling,
+            dropout,
+            window,
         )
         for start, end in pairwise(bounds)
     ]  # each (1, H, t, D)
@@ -95,8 +99,14 @@ def _one_document(
         age = age[:, None] - age[None, :]
         mask = (age >= 0) & (age < window)
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None,
-        scale=scaling, dropout_p=dropout, enable_gqa=key.shape[1] != query.shape[1],
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=key.shape[1] != query.shape[1],
     )
 
 
@@ -107,7 +117,15 @@ def _varlen(
 
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H or K, D)
     out = varlen_attn(
-        q, k, v, cu_seqlens, cu_seqlens, longest, longest,
-        scale=scale, window_size=(-1, 0), enable_gqa=k.shape[1] != q.shape[1],
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=k.shape[1] != q.shape[1],
     )
     return out[None]  # pyright: ignore[reportIndexIssue]

@@ -24,7 +24,9 @@ CHUNK_ROWS = 4096
 """Rows a chunk: its float32 logits take CHUNK_ROWS * V * 4 bytes."""
 
 
-def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int = CHUNK_ROWS) -> Tensor:
+def token_nll(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int = CHUNK_ROWS
+) -> Tensor:
     """-log p(target) for each row.
 
     Args:
@@ -43,7 +45,9 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int = C
 
 class _FrozenHead(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int
+    ) -> Tensor:
         wants_grad = hidden.requires_grad
         nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)  # (N,)
         grad = torch.empty_like(hidden) if wants_grad else None  # (N, D)
@@ -64,7 +68,9 @@ class _FrozenHead(Function):
 
 class _TrainedHead(Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int
+    ) -> Tensor:
         nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)  # (N,)
         for part in _parts(len(targets), chunk):
             nll[part] = _nll((hidden[part] @ weight.T).float(), targets[part])
@@ -97,5 +103,7 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 def _dlogits(logits: Tensor, targets: Tensor) -> Tensor:
     """softmax(logits) - onehot(targets), in place of the logits."""
     error = torch.softmax(logits, -1)
-    error.scatter_add_(-1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=error.dtype))
+    error.scatter_add_(
+        -1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=error.dtype)
+    )
     return error

@@ -1,0 +1,143 @@
+"""Checkpoints that resume bit for bit: trained weights, optimiser, position and random state.
+
+A checkpoint is a folder `checkpoints/step-000120`, written under another name and renamed, so that
+a kill at any moment leaves the earlier ones whole and this one either whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dialoop.core.errors import UserError
+from dialoop.core.files import new_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run is."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    epoch: int = 0
+    bin: int = 0
+    """Packed rows of this epoch that were learned."""
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    num_worse: int = 0
+    """Measurements since the best one."""
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that move, by name; a shared one once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Position) -> Path:
+    """Write a checkpoint.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        model: its trained parameters are saved.
+        optimizer: its state is saved.
+        at: where the run is.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        MachineError: the disk is full or may not be written; earlier checkpoints are unharmed.
+    """
+    path = folder / f"step-{at.step:06d}"
+    with new_folder(path) as new:
+        weights = {n: p.detach().cpu().contiguous() for n, p in trained(model).items()}
+        save_file(weights, new / "trained.safetensors")
+        torch.save(
+            {"optimizer": optimizer.state_dict(), "random": _random_state()}, new / "state.pt"
+        )
+        (new / "position.json").write_text(json.dumps(asdict(at)), encoding="utf-8")
+    return path
+
+
+def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+    """Put a checkpoint's state back, in place.
+
+    Raises:
+        UserError: the checkpoint is damaged, or of another job.
+    """
+    load_weights(path, model)
+    try:
+        state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        position = Position(**json.loads((path / "position.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RuntimeError, EOFError, TypeError) as error:
+        raise _damaged(path, error) from error
+    optimizer.load_state_dict(state["optimizer"])
+    _set_random_state(state["random"])
+    return position
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a checkpoint's trained weights back, in place.
+
+    Raises:
+        UserError: the checkpoint is damaged, or of another job.
+    """
+    try:
+        saved = load_file(path / "trained.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    here = trained(model)
+    if {n: p.shape for n, p in here.items()} != {n: t.shape for n, t in saved.items()}:
+        raise UserError(
+            f"checkpoint `{path}` was made with another model or tuner",
+            hint="resume with the job that made it, or choose another output folder",
+        )
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            here[name].copy_(tensor)
+
+
+def newest(folder: Path) -> Path | None:
+    """The last whole checkpoint of a run."""
+    found = sorted(folder.glob("step-*"))
+    return found[-1] if found else None
+
+
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    for path in sorted(folder.glob("step-*"))[:-keep]:
+        if best_step is None or path.name != f"step-{best_step:06d}":
+            shutil.rmtree(path)
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"checkpoint `{path}` is damaged: {error}",
+        hint="delete it to resume from the one before",
+    )

@@ -1,0 +1,198 @@
+"""Load, tokenise, prepare, fit, save, report: a training job read from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from typing import TYPE_CHECKING
+
+from dialoop.chat.template import Template
+from dialoop.core import device as devices
+from dialoop.core import env, jobfile
+from dialoop.core.errors import MachineError, UserError
+from dialoop.core.events import Artifact, JsonLinesSink, Note, Stage, join
+from dialoop.core.files import lock_folder, machine_errors, write_text
+from dialoop.data import load as data_load
+from dialoop.data.tokenize import tokenize
+from dialoop.models import lineage, sources
+from dialoop.models.families import write_remote_code
+from dialoop.models.merge import COMPANIONS
+from dialoop.train.spec import TrainJob, TrainResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+    from transformers import PreTrainedModel
+
+    from dialoop.core.device import Device
+    from dialoop.core.events import Event
+    from dialoop.data.load import Loaded
+    from dialoop.data.samples import SampleSet
+    from dialoop.data.tokenize import TokenRows
+    from dialoop.train.checkpoint import Position
+    from dialoop.train.loop import Loop
+
+
+def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
+    """Tune a model and save what came of it in `job.output`.
+
+    Raises:
+        UserError: the job, the data or a checkpoint is wrong.
+        MachineError: the machine lacks a device, space or permission.
+    """
+    with lock_folder(job.output, "run"):
+        _refuse_leftovers(job)
+        write_text(job.output / "job.yaml", jobfile.dump(job))
+        log = JsonLinesSink(job.output / "events.jsonl")
+        try:
+            return _train(job, join(emit, log))
+        finally:
+            log.close()
+
+
+def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
+    from dialoop.train import report
+    from dialoop.train.loop import Loop
+
+    device = devices.find(_device_name(job.device))
+    dtype = job.dtype if job.dtype != "auto" else "bf16" if device.supports_bf16 else "fp32"
+    _set_threads(job)
+    emit(Stage("model"))
+    folder = sources.resolve(job.model, emit)
+    emit(Stage("data"))
+    template = Template.from_folder(folder)
+    loaded = data_load.load(job.data, emit)
+    shutil.copyfile(loaded.rejected, job.output / "rejected.jsonl")
+    rows = _rows(job, loaded.train, template, emit)
+    held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
+    emit(Stage("train"))
+    model = _prepare(job, folder, device, dtype)
+    autocast = _autocast(model, dtype)
+    loop = Loop(job, model, rows, held_out, autocast, emit)
+    if job.resume and not loop.resume():
+        emit(Note(f"no checkpoint in `{job.output}` yet: starting from the beginning"))
+    started = time.monotonic()
+    at = loop.fit()
+    emit(Stage("save"))
+    _save(job, model, folder, dtype, loaded)
+    result = _result(job, loop, at, time.monotonic() - started)
+    report.write(job, result)
+    emit(Artifact("model", str(job.output)))
+    emit(Artifact("report", str(result.report)))
+    return result
+
+
+def _refuse_leftovers(job: TrainJob) -> None:
+    if not job.resume and (job.output / "job.yaml").exists():
+        raise UserError(
+            f"`{job.output}` holds an earlier run",
+            hint="go on with it by --resume, or choose another --output",
+        )
+
+
+def _device_name(wanted: str) -> str:
+    """A bare number, as `--gpu_ids 0` gives, is that accelerator."""
+    if not wanted.isdigit():
+        return wanted
+    kind = devices.find("auto").kind
+    if kind == "cpu":
+        raise MachineError(
+            f"accelerator {wanted} is not on this machine",
+            hint="leave the device out to train on the CPU",
+        )
+    return f"{kind}:{wanted}"
+
+
+def _set_threads(job: TrainJob) -> None:
+    import torch
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+
+
+def _rows(
+    job: TrainJob, samples: SampleSet, template: Template, emit: Callable[[Event], None]
+) -> TokenRows:
+    wanted = _as_text(samples, template) if job.objective.labels == "all" else samples
+    return tokenize(
+        wanted,
+        template,
+        max_length=job.max_length,
+        overlong=job.overlong,
+        workers=job.workers or env.num_cpus(),
+        cache=env.home() / "tokens",
+        emit=emit,
+        digest=f"{job.objective.labels} {samples.digest}",
+    )
+
+
+def _as_text(samples: SampleSet, template: Template) -> list[object]:
+    """Dialogues as the text that the template makes of them, for pre-training on every token."""
+    return [
+        s
+        if s.text is not None
+        else dataclasses.replace(s, text=template.prompt(s.messages, s.tools), messages=())
+        for s in samples
+    ]
+
+
+def _prepare(job: TrainJob, folder: Path, device: Device, dtype: str) -> PreTrainedModel:
+    import torch
+
+    from dialoop.models.load import load_model
+    from dialoop.train.view import use_packed_attention
+
+    torch.manual_seed(job.seed)
+    quantization = job.tuner.quantization
+    model = load_model(folder, device=device, dtype=dtype, quantization=quantization)
+    if job.max_length > (limit := model.config.max_position_embeddings):
+        raise UserError(
+            f"max_length {job.max_length} is above the model's {limit} positions",
+            hint=f"use --max_length {limit} or less",
+        )
+    use_packed_attention(model)
+    job.tuner.prepare(model, job.seed)
+    if job.activation_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _autocast(model: PreTrainedModel, dtype: str) -> torch.dtype | None:
+    """The compute type, where weights that are wider do the computing."""
+    import torch
+
+    is_wide = next(model.parameters()).dtype == torch.float32
+    return torch.bfloat16 if dtype == "bf16" and is_wide else None
+
+
+def _save(job: TrainJob, model: PreTrainedModel, base: Path, dtype: str, data: Loaded) -> None:
+    with machine_errors(job.output, "saving"):
+        job.tuner.save(model, job.output, str(base.resolve()), dtype)
+        for pattern in COMPANIONS:
+            for file in base.glob(pattern):
+                shutil.copyfile(file, job.output / file.name)
+        if job.tuner.kind == "full":
+            write_remote_code(job.output, model.config.model_type)
+    facts = {"train": data.train.digest, "validation": data.validation.digest}
+    lineage.record(job.output, base=base, made_by=job.objective.kind, data=facts)
+
+
+def _result(job: TrainJob, loop: Loop, at: Position, seconds: float) -> TrainResult:
+    last = loop.losses[-loop.steps_per_epoch :]
+    return TrainResult(
+        output=job.output,
+        steps=at.step,
+        epochs=round(at.step / loop.steps_per_epoch, 3),
+        tokens=at.tokens,
+        seconds=round(seconds, 2),
+        tokens_per_s=round(at.tokens / at.seconds, 1) if at.seconds else 0.0,
+        train_loss=sum(last) / len(last) if last else float("nan"),
+        validation_loss=at.best_loss,
+        best_step=at.best_step,
+        peak_memory_bytes=devices.peak_bytes(loop.device),
+        report=job.output / "report.html",
+    )

@@ -1,0 +1,167 @@
+"""TrainJob: everything a training job can be asked for, and what it returns."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from dialoop.core.schema import OneOf, Result, Spec
+from dialoop.data.spec import DataSpec
+from dialoop.train.objectives import Objective
+from dialoop.train.objectives.sft import Sft
+from dialoop.train.tuners import Tuner
+from dialoop.train.tuners.lora import Lora
+
+
+class Optim(Spec, frozen=True):
+    """AdamW and its schedule."""
+
+    lr: PositiveFloat | None = None
+    """Peak learning rate; when left out 2e-4 for adapters, 1e-5 for full tuning."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up; cosine and linear end at `min_lr_ratio`."""
+    warmup: float = Field(default=0.03, ge=0, le=1)
+    """Share of the steps over which the rate rises from zero."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Last rate as a share of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of matrices; usually 0 for adapters, 0.1 for full tuning."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the mean gradient."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the mean squared gradient."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Longest gradient; longer ones are scaled down. 0 never scales."""
+
+
+class Saving(Spec, frozen=True):
+    """When to measure, to save and to stop."""
+
+    eval_steps: int = Field(default=0, ge=0)
+    """Steps between measurements on the validation split; 0 measures once an epoch."""
+    save_steps: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0 saves once an epoch."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept; the best one stays besides."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after this many measurements without a better one; 0 never stops early."""
+    log_steps: PositiveInt = 1
+    """Steps between reports of the loss."""
+
+
+class TrainJob(Spec, frozen=True):
+    """Tune a model on dialogues or text."""
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        "dataset": "data.dataset",
+        "columns": "data.columns",
+        "encoding": "data.encoding",
+        "validation": "data.validation",
+        "split_dataset_ratio": "data.validation",
+        "model_type": "model",
+        "train_type": "tuner",
+        "tuner_type": "tuner",
+        "lora_rank": "tuner.rank",
+        "lora_alpha": "tuner.alpha",
+        "lora_dropout": "tuner.dropout",
+        "target_modules": "tuner.target_modules",
+        "lr": "optim.lr",
+        "learning_rate": "optim.lr",
+        "weight_decay": "optim.weight_decay",
+        "lr_scheduler_type": "optim.schedule",
+        "warmup_ratio": "optim.warmup",
+        "num_train_epochs": "epochs",
+        "per_device_train_batch_size": "batch_size",
+        "gradient_accumulation_steps": "accumulate",
+        "eval_steps": "saving.eval_steps",
+        "save_steps": "saving.save_steps",
+        "output_dir": "output",
+        "o": "output",
+        "gpu_ids": "device",
+        "torch_dtype": "dtype",
+    }
+
+    model: str
+    """A short name, a folder, or an `hf://`, `ms://` address."""
+    data: DataSpec
+    """What to learn from (`--dataset`)."""
+    output: Path
+    """Folder for everything the job makes."""
+    objective: Annotated[Objective, OneOf("dialoop.train.objectives")] = Sft()
+    """What the loss rewards."""
+    tuner: Annotated[Tuner, OneOf("dialoop.train.tuners")] = Lora()
+    """Which parameters move."""
+    optim: Optim = Optim()
+    """How they move."""
+    saving: Saving = Saving()
+    """When to measure, save and stop."""
+    max_length: PositiveInt = 2048
+    """Longest dialogue in tokens; longer ones are treated as `overlong` says."""
+    overlong: Literal["drop", "truncate", "split", "error"] = "drop"
+    """What becomes of a longer dialogue: dropped and counted, cut, split, or an error."""
+    batch_size: PositiveInt = 1
+    """Packed rows of `max_length` tokens computed at once."""
+    accumulate: PositiveInt = 4
+    """Such batches in one optimiser step; the loss is the mean over all their labelled tokens."""
+    epochs: PositiveFloat = 3
+    """Passes over the data; a part of one is allowed."""
+    max_steps: int = Field(default=0, ge=0)
+    """Stop after this many optimiser steps; 0 goes by `epochs`."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `npu`; a bare number is that accelerator."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type of the computation; `auto` is bf16 where the device is fast at it."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    resume: bool = False
+    """Go on from the newest checkpoint in `output`."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 lets torch choose."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that tokenise; 0 takes every core."""
+    seed: int = 42
+    """Seeds data order, adapter initialisation and dropout."""
+
+
+class TrainResult(Result, frozen=True):
+    """What training came to."""
+
+    output: Path
+    """The tuned model or adapter."""
+    steps: int
+    epochs: float
+    tokens: int
+    """Tokens seen, all of them real: rows are packed without padding."""
+    seconds: float
+    tokens_per_s: float
+    train_loss: float
+    """Mean of the last epoch's steps, nats a labelled token."""
+    validation_loss: float | None
+    """Of the weights that were kept; None without a validation split."""
+    best_step: int | None
+    peak_memory_bytes: int
+    report: Path
+
+    def text(self) -> str:
+        """A few lines."""
+        held_out = "" if self.validation_loss is None else f", held out {self.validation_loss:.4f}"
+        return (
+            f"trained {self.steps} steps on {self.tokens:,} tokens in {self.seconds:.0f} s"
+            f" ({self.tokens_per_s:,.0f} tokens/s)\n"
+            f"loss {self.train_loss:.4f}{held_out} nats a token\n"
+            f"model:  {self.output}\nreport: {self.report}"
+        )
+
+
+class TrainPlan(Result, frozen=True):
+    """What a job would do."""
+
+    lines: tuple[str, ...]
+    memory_bytes: int
+    trained_parameters: int
+    total_parameters: int
+
+    def text(self) -> str:
+        """The plan, one fact a line."""
+        return "\n".join(self.lines)
