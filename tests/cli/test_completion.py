@@ -13,11 +13,18 @@ from dialoop.cli.completion import complete, script
 def test_verbs_are_completed() -> None:
     assert complete(["doc"]) == ["doctor"]
     assert "completion" in complete([""])
+    assert complete(["data", "in"]) == ["inspect"]
+    assert complete(["dat"]) == ["data"]
 
 
 def test_flags_are_completed() -> None:
     assert complete(["doctor", "--ti"]) == ["--timeout_s"]
     assert "--dry-run" in complete(["doctor", "--"])
+
+
+def test_kinds_are_completed() -> None:
+    assert complete(["evaluate", "--dtype", "b"]) == ["bf16"]
+    assert complete(["evaluate", "--tasks", "lo"]) == ["loss"]
 
 
 def test_files_are_left_to_the_shell() -> None:

@@ -1,36 +1,42 @@
 """Doctor: what is here is named, what is missing comes with its command."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from rich.console import Console
 
+from dialoop.core.events import ignore
 from dialoop.jobs.doctor import ENGINES, EXTRAS, DoctorJob, run
 
 if TYPE_CHECKING:
     from dialoop.core.events import Event
 
 
-def diagnose() -> tuple[str, dict[str, object]]:
-    events: list[Event] = []
-    found = run(DoctorJob(), events.append)
+Report = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    found = run(DoctorJob(), ignore)
     console = Console(width=100, no_color=True)
     with console.capture() as capture:
         console.print(found.text())
     return capture.get(), found.model_dump(mode="json")
 
 
-def test_the_machine_and_every_extra_are_reported() -> None:
-    text, data = diagnose()
-    assert data["memory_bytes"] > 2**28  # type: ignore[operator]
-    assert {extra["name"] for extra in data["extras"]} == set(EXTRAS)  # type: ignore[union-attr]
-    assert set(data["engines"]) == set(ENGINES)  # type: ignore[call-overload]
+def test_the_machine_and_every_extra_are_reported(report: Report) -> None:
+    text, data = report
+    assert data["memory_bytes"] > 2**28
+    assert data["accelerator_problem"] is None
+    assert {extra["name"] for extra in data["extras"]} == set(EXTRAS)
+    assert set(data["engines"]) == set(ENGINES)
     assert "accelerator" in text
     assert all(f"  {name}" in text for name in EXTRAS)
 
 
-def test_what_is_missing_comes_with_its_command() -> None:
-    text, data = diagnose()
-    for extra in data["extras"]:  # type: ignore[union-attr]
+def test_what_is_missing_comes_with_its_command(report: Report) -> None:
+    text, data = report
+    for extra in data["extras"]:
         is_missing = None in extra["versions"].values()
         assert (extra["command"] is not None) == is_missing
         if is_missing:
