@@ -26,7 +26,7 @@ def register() -> None:
 
     No mask function is registered under this name, so transformers builds no mask for it.
     """
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface  # noqa: PLC0415 - only loops that train need it
 
     AttentionInterface.register(NAME, packed_attention)
 
@@ -70,18 +70,10 @@ def packed_attention(
     if query.is_cuda and not dropout and not is_windowed and query.dtype != torch.float32:
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scaling), None
     window = sliding_window if is_windowed else None
-    outputs = [
-        _one_document(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            scaling,
-            dropout,
-            window,
-        )
-        for start, end in pairwise(bounds)
-    ]  # each (1, H, t, D)
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    lengths = [end - start for start, end in pairwise(bounds)]
+    documents = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    outputs = [_one_document(q, k, v, scaling, dropout, window) for q, k, v in documents]
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None  # each part (1, H, t, D)
 
 
 def _one_document(
@@ -113,7 +105,7 @@ def _one_document(
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float | None
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - needs torch 2.10, CUDA
 
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H or K, D)
     out = varlen_attn(

@@ -1,0 +1,142 @@
+"""A job end to end on a tiny model: it learns, saves what PEFT loads, and resumes bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.tiny import make_tiny_checkpoint
+
+from dialoop.core import device, events, jobfile
+from dialoop.core.errors import UserError
+from dialoop.core.files import lock_folder
+from dialoop.models import lora
+from dialoop.models.load import load_model
+from dialoop.train.run import run
+from dialoop.train.spec import TrainJob
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    make_tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
+    lines = [
+        {"messages": [
+            {"role": "user", "content": f"what is the price of lamp {n}"},
+            {"role": "assistant", "content": f"lamp {n} costs {n * 3} dollars"},
+        ]}
+        for n in range(24)
+    ]  # fmt: skip
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def job(tiny: Path, dialogues: Path, output: Path, **changes: object) -> TrainJob:
+    data = {"dataset": [str(dialogues)], "validation": changes.pop("validation", 0.2)}
+    base = {
+        "model": str(tiny), "data": data, "output": str(output), "device": "cpu", "dtype": "fp32",
+        "max_length": 128, "accumulate": 2, "epochs": 2, "optim": {"lr": 0.01}, "workers": 1,
+        "tuner": {"kind": "lora", "rank": 4, "dropout": 0.1}, "threads": 1,
+    }  # fmt: skip
+    return jobfile.parse(TrainJob, base | changes)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
+
+
+def test_lora_learns_and_peft_loads_the_result(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    result = run(job(tiny, dialogues, tmp_path / "out", epochs=6), events.ignore)
+    curve = [
+        json.loads(line)["values"]
+        for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()
+        if json.loads(line)["event"] == "metrics"
+    ]
+    held_out = [point["validation_loss"] for point in curve if "validation_loss" in point]
+    assert held_out[-1] < 0.9 * held_out[0]
+    assert result.validation_loss == min(held_out)
+    assert result.report.read_text().startswith("<!doctype html>")
+
+    ids = torch.arange(5, 45)[None]
+    ours = load_model(tiny, device=device.find("cpu"), dtype="fp32")
+    lora.load(ours, tmp_path / "out")
+    theirs = PeftModel.from_pretrained(
+        load_model(tiny, device=device.find("cpu"), dtype="fp32"), tmp_path / "out"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(ids).logits, theirs.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_killed_run_resumes_bit_for_bit(
+    kind: str, tiny: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    tuner = {"kind": kind} | ({"dropout": 0.1} if kind == "lora" else {})
+    saving = {"save_steps": 1, "keep": 1}
+    whole = job(tiny, dialogues, tmp_path / "whole", tuner=tuner, saving=saving, epochs=4)
+    run(whole, events.ignore)
+    killed = job(tiny, dialogues, tmp_path / "killed", tuner=tuner, saving=saving, epochs=4)
+    path = tmp_path / "job.yaml"
+    path.write_text(jobfile.dump(killed))
+    command = [sys.executable, "-m", "dialoop.cli.main", "sft", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list(checkpoints.glob("step-*"))
+    run(killed.model_copy(update={"resume": True}), events.ignore)
+
+    name = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}[kind]
+    expected = load_file(tmp_path / "whole" / name)
+    got = load_file(tmp_path / "killed" / name)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_one_output_folder_holds_one_run(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
+    wanted = job(tiny, dialogues, tmp_path / "out", max_steps=1)
+    with lock_folder(tmp_path / "out", "run"), pytest.raises(UserError, match="is in use by"):
+        run(wanted, events.ignore)
+    run(wanted, events.ignore)
+    with pytest.raises(UserError, match="holds an earlier run"):
+        run(wanted, events.ignore)
+
+
+def test_accumulated_batches_have_the_loss_of_one(
+    tiny: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    def first_loss(output: str, **changes: object) -> float:
+        wanted = job(
+            tiny, dialogues, tmp_path / output, max_steps=1, validation=0.0,
+            tuner={"kind": "lora"}, **changes,
+        )  # fmt: skip
+        return run(wanted, events.ignore).train_loss
+
+    many = first_loss("many", accumulate=100)
+    one = first_loss("one", accumulate=1, batch_size=100)
+    assert many == pytest.approx(one, rel=1e-5)
+
+
+def test_pre_training_learns_every_token(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
+    objective = {"kind": "pt"}
+    result = run(job(tiny, dialogues, tmp_path / "out", objective=objective), events.ignore)
+    assert result.steps > 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
