@@ -106,3 +106,12 @@ def test_every_count_adds_up_and_what_is_dropped_is_written(
     assert [(d["line"], d["outcome"]) for d in dropped] == [(11, "duplicates"), (13, "filtered")]
     with pytest.raises(UserError, match="needs a tokenizer"):
         to_canonical(path, cleaning={"max_tokens": 5})
+
+
+def test_an_answer_that_cleaning_empties_is_filtered(tmp_path: Path, to_canonical: Convert) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"query": "q", "response": "\u200b\u200b"}, {"query": "q", "response": "a\u200b"}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = to_canonical(path, cleaning={"strip_controls": True})
+    assert (result.kept, result.filtered) == (1, 1)
+    assert '"a"' in result.output.read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ import numpy as np
 from dialoop.chat.message import Image
 from dialoop.core.errors import UserError
 from dialoop.core.events import Progress
+from dialoop.data import finish
 from dialoop.data.columns import RecordError
 from dialoop.data.formats import formats, recognise, to_row
 from dialoop.data.read import EXCERPT_CHARS, Record, Rejected, Skipped, read
@@ -78,24 +79,36 @@ class Collector:
     def _take(self, number: int, record: Record) -> None:
         try:
             layout, sample = self._recognise(record)
-            line = json.dumps(to_json(sample), ensure_ascii=False).encode() + b"\n"
         except RecordError as error:
             excerpt = json.dumps(record.value, ensure_ascii=False)[:EXCERPT_CHARS]
             self._reject(Rejected(record.origin, error.reason, excerpt, error.detail))
             return
+        if cleaned := self._clean(sample, record.origin):
+            self._keep(number, layout, cleaned, record.origin)
+
+    def _clean(self, sample: Sample, origin: Origin) -> Sample | None:
+        """The sample as the cleaners leave it; None where one dropped it, which is counted."""
+        original = sample
         for cleaner in self._cleaners:
             verdict = cleaner.look(sample)
             sample = verdict.sample
             if verdict.outcome in {"duplicates", "filtered"}:
-                self._drop(record.origin, verdict.outcome, verdict.reason, verdict.detail, line)
-                return
+                self._drop(origin, verdict.outcome, verdict.reason, verdict.detail, sample)
+                return None
             if verdict.outcome == "changed":
-                self._tally.reason("changed", verdict.reason, _example(record.origin, "", line))
-        self._keep(number, layout, sample, record.origin)
+                example = Example(file=origin.file, line=origin.line)
+                self._tally.reason("changed", verdict.reason, example)
+        if sample is not original and sample.messages:
+            try:
+                finish.check(sample.messages)
+            except RecordError as error:
+                self._drop(origin, "filtered", f"{error.reason} after cleaning", "", sample)
+                return None
+        return sample
 
     def _recognise(self, record: Record) -> tuple[Format, Sample]:
-        row = to_row(record.value, {})
-        self._columns_seen.update(row)
+        if self._reading.columns:
+            self._columns_seen.update(to_row(record.value, {}))
         row = to_row(record.value, self._reading.columns)
         layout = recognise(row, self._formats)
         try:
@@ -127,11 +140,12 @@ class Collector:
         )
         self._tally.reason("rejected", item.reason, example)
 
-    def _drop(self, origin: Origin, outcome: str, reason: str, detail: str, line: bytes) -> None:
+    def _drop(self, origin: Origin, outcome: str, reason: str, detail: str, sample: Sample) -> None:
         row = {"file": origin.file, "line": origin.line, "outcome": outcome, "reason": reason}
-        self._dropped.write(_json_line(row | {"detail": detail, "sample": json.loads(line)}))
+        self._dropped.write(_json_line(row | {"detail": detail, "sample": to_json(sample)}))
         self._tally.count(origin.file, outcome)
-        self._tally.reason(outcome, reason, _example(origin, detail, line))
+        example = Example(file=origin.file, line=origin.line, detail=detail)
+        self._tally.reason(outcome, reason, example)
 
     def _progress(self, path: Path) -> None:
         now = time.monotonic()
@@ -153,11 +167,6 @@ class Collector:
         columns = {name: table[:, n] for n, name in enumerate(names)}
         np.savez(self._folder / "index.npz", **columns)  # pyright: ignore[reportArgumentType]
         (self._folder / "files.json").write_text(_json_line(list(self._files)), encoding="utf-8")
-
-
-def _example(origin: Origin, detail: str, line: bytes) -> Example:
-    excerpt = line[:1000].decode("utf-8", errors="ignore")
-    return Example(file=origin.file, line=origin.line, detail=detail, excerpt=excerpt)
 
 
 def _json_line(value: Any) -> str:
@@ -183,6 +192,9 @@ def _group(sample: Sample) -> int:
 
 def _with_found_images(sample: Sample, origin: Origin) -> Sample:
     """Pictures named relative to their data file, by a path that can be opened from anywhere."""
+    every = (sample.messages, sample.query, *sample.rejected, *sample.positives, *sample.negatives)
+    if not any(isinstance(p, Image) for items in every for item in items for p in item.parts):
+        return sample
     folder = Path(origin.file.partition("!")[0]).parent
 
     def dialogue(items: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -77,6 +77,7 @@ class Row(Mapping[str, Any]):
         self._raw = raw
         self._names = _names(tuple(raw))
         self._used: set[str] = set()
+        self._present = {f for f, ns in self._names.items() if any(raw[n] is not None for n in ns)}
 
     def __getitem__(self, name: str) -> Any:
         return self._raw[name]
@@ -93,11 +94,13 @@ class Row(Mapping[str, Any]):
 
     def has(self, *fields: str) -> bool:
         """Whether any of these fields has a value."""
-        return any(self._raw[n] is not None for f in fields for n in self._names.get(f, ()))
+        return not self._present.isdisjoint(fields)
 
     def peek(self, field: str) -> Any:
         """The value of a field, undecided where two columns mean it; for `detect`."""
-        return next((self._raw[n] for n in self.names(field) if self._raw[n] is not None), None)
+        if field not in self._present:
+            return None
+        return next(self._raw[n] for n in self._names[field] if self._raw[n] is not None)
 
     def field(self, field: str) -> Any:
         """The value of a field, which is thereby used; None where it is absent.
