@@ -63,6 +63,13 @@ def test_a_wrong_merge_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
         merging._compare([one], [one * float("nan")], "bf16", tmp_path, 1)
 
 
+def test_weights_that_read_back_differently_are_an_error() -> None:
+    logits = torch.randn(8, 20)
+    merging._check_written([logits], [logits.clone()])
+    with pytest.raises(DialoopError, match="reads back with other logits"):
+        merging._check_written([logits], [logits + 1e-6])
+
+
 def test_a_failing_merge_leaves_no_folder(adapter: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(adapter, tmp_path / "broken")
     (broken / "adapter_model.safetensors").write_bytes(b"no")

@@ -1,7 +1,8 @@
 """Merge a LoRA adapter into its base, and prove that the result says the same.
 
-The update is added in float32 and rounded to the checkpoint's dtype once. The merged checkpoint is
-read back from disk and compared with base plus adapter on prompts, in that same dtype.
+The update is added in float32 and rounded to the checkpoint's dtype once. Base plus adapter and the
+merged model are compared on prompts, in that dtype; what is read back from disk must then give the
+merged model's logits to the last bit.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ PROMPTS = (
     "\u8bf7\u4ecb\u7ecd\u4e00\u4e0b\u4f60\u4eec\u7684\u670d\u52a1\u3002",
     "1 + 1 =",
 )
-TOLERANCE = {"fp32": 1e-3, "bf16": 1.0, "fp16": 0.25}
-"""Largest difference of a logit that rounding explains; for 16 bits, in standard deviations of the
-logits: bfloat16 has 8 bits of mantissa, and merging rounds the update too."""
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.4, "fp16": 0.1}
+"""Largest difference of a logit that rounding explains: absolute for fp32; for 16 bits in standard
+deviations of the logits (a 135M model in bfloat16 shows 0.15 to 0.22, whatever the adapter)."""
+MIN_AGREEMENT = {"fp32": 0.99, "bf16": 0.9, "fp16": 0.95}
+"""Share of positions with the same likeliest token; the same model showed 0.975 in bfloat16."""
 NEAR_TIE_NATS = 0.15
-MIN_AGREEMENT = 0.97
 
 
 def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
@@ -74,15 +76,17 @@ def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
     before = [_logits(model, row) for row in rows]
     emit(Stage("merge"))
     count = merge_layers(model, emit)
+    after = [_logits(model, row) for row in rows]
+    result = _compare(before, after, dtype, job.output, count)
     with new_folder(job.output) as folder:
         model.save_pretrained(folder, max_shard_size=job.max_shard_bytes)
         for file in folder.glob("*.safetensors"):
             file.chmod(0o644)
         complete(folder, base=base, adapter=adapter)
         del model
-        emit(Stage("compare merged and unmerged"))
-        merged = load_model(folder, device=device, dtype=dtype)
-        result = _compare(before, [_logits(merged, row) for row in rows], dtype, job.output, count)
+        emit(Stage("check what was written"))
+        written = load_model(folder, device=device, dtype=dtype)
+        _check_written(after, [_logits(written, row) for row in rows])
     emit(Artifact("model", str(job.output)))
     return result
 
@@ -147,6 +151,17 @@ def _logits(model: PreTrainedModel, row: list[int]) -> torch.Tensor:
         return model(torch.tensor([row], device=model.device)).logits[0].float().cpu()
 
 
+def _check_written(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:
+    import torch
+
+    if not all(torch.equal(one, two) for one, two in zip(expected, found, strict=True)):
+        raise DialoopError(
+            "the merged checkpoint reads back with other logits than it was written with;"
+            " nothing was kept",
+            hint="check the disk, and report this",
+        )
+
+
 def _compare(
     before: list[torch.Tensor], after: list[torch.Tensor], dtype: Dtype, path: Path, count: int
 ) -> MergeResult:
@@ -158,7 +173,7 @@ def _compare(
     agreement = (one.amax(-1) - chosen <= NEAR_TIE_NATS).float().mean().item()
     scale = 1.0 if dtype == "fp32" else one.std().item()
     tolerance = TOLERANCE[dtype] * max(scale, 1.0)
-    if not (difference <= tolerance and agreement >= MIN_AGREEMENT):
+    if not (difference <= tolerance and agreement >= MIN_AGREEMENT[dtype]):
         raise DialoopError(
             f"merged and unmerged logits differ by {difference:.3g} (allowed {tolerance:.3g}) and"
             f" agree on {agreement:.1%} of tokens; nothing was written",
