@@ -1,12 +1,14 @@
-"""A tiny checkpoint, and a cache of its own for what is converted from it."""
+"""A tiny checkpoint, a cache of its own for what is converted from it, engines started once."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from tests.engines.contract import opened
 from tests.tiny import make_tiny_checkpoint
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory):
     """A cache folder that all engine tests share."""
     folder = tmp_path_factory.mktemp("home")
@@ -16,6 +18,31 @@ def home(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of the product's own family."""
     return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "internlm3", "internlm3")
+
+
+@pytest.fixture(scope="class")
+def runner():
+    """One event loop for all tests of a class, as engines are bound to theirs."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="class")
+def engine(request: pytest.FixtureRequest, runner: asyncio.Runner, checkpoint: Path):
+    """Started once; tests leave it without open requests."""
+    engine = opened(checkpoint, request.cls.name)
+    runner.run(engine.start())
+    yield engine
+    runner.run(engine.stop())
+
+
+@pytest.fixture(scope="class")
+def narrow(request: pytest.FixtureRequest, runner: asyncio.Runner, checkpoint: Path):
+    """An engine that answers one request at a time."""
+    engine = opened(checkpoint, request.cls.name, max_concurrent=1)
+    runner.run(engine.start())
+    yield engine
+    runner.run(engine.stop())

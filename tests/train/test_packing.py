@@ -1,6 +1,7 @@
 """A packed row gives what its documents give alone; the chunked loss is the plain one."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,8 @@ def test_the_loss_is_that_of_transformers(tiny: Path) -> None:
     use_packed_attention(packed)
     (row,) = documents([25])
     labels = torch.where(torch.tensor(row.weights) > 0, torch.tensor(row.ids).long(), -100)
-    expected = plain(input_ids=torch.tensor(row.ids).long()[None], labels=labels[None]).loss
+    call: Any = plain
+    expected = call(input_ids=torch.tensor(row.ids).long()[None], labels=labels[None]).loss
     batch = collate([row], torch.device("cpu"), 1.0)
     assert View(packed).token_nll(batch).mean().item() == pytest.approx(expected.item(), rel=1e-5)
 

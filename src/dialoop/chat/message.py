@@ -210,9 +210,7 @@ def _call_from_openai(raw: Any, where: str) -> ToolCall:
     if not isinstance(function, dict) or not isinstance(cast("Json", function).get("name"), str):
         raise UserError(f"{where}: a tool call must name its function")
     named = cast("Json", function)
-    return ToolCall(
-        named["name"], decode_arguments(named.get("arguments"), where), item.get("id")
-    )
+    return ToolCall(named["name"], decode_arguments(named.get("arguments"), where), item.get("id"))
 
 
 def decode_arguments(raw: Any, where: str) -> Json:

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from dialoop.core.device import Device
     from dialoop.core.events import Event
     from dialoop.data.load import Loaded
+    from dialoop.data.sample import Sample
     from dialoop.data.samples import SampleSet
     from dialoop.data.tokenize import TokenRows
+    from dialoop.models.spec import Dtype
     from dialoop.train.checkpoint import Position
     from dialoop.train.loop import Loop
 
@@ -129,7 +131,7 @@ def _rows(
     )
 
 
-def _as_text(samples: SampleSet, template: Template) -> list[object]:
+def _as_text(samples: SampleSet, template: Template) -> list[Sample]:
     """Dialogues as the text that the template makes of them, for pre-training on every token."""
     return [
         s
@@ -139,7 +141,7 @@ def _as_text(samples: SampleSet, template: Template) -> list[object]:
     ]
 
 
-def _prepare(job: TrainJob, folder: Path, device: Device, dtype: str) -> PreTrainedModel:
+def _prepare(job: TrainJob, folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
     import torch
 
     from dialoop.models.load import load_model

@@ -50,9 +50,9 @@ class View:
         }
         if self.model.config.model_type in PLAIN_HEADS:
             states = self.model.get_decoder()(**inputs).last_hidden_state[0]  # (T, D)
-            head = self.model.get_output_embeddings()
+            head: Any = self.model.get_output_embeddings()
             wanted = states[batch.rows]  # (N, D)
-            return token_nll(wanted, head.weight.to(wanted.dtype), batch.targets)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            return token_nll(wanted, head.weight.to(wanted.dtype), batch.targets)
         logits = self.model(**inputs, logits_to_keep=batch.rows).logits[0]  # (N, V)
         return F.cross_entropy(logits.float(), batch.targets, reduction="none")
 

@@ -107,17 +107,11 @@ def _varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - needs torch 2.10, CUDA
 
+    groups = query.shape[1] // key.shape[1]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H or K, D)
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(-1, 0),
-        enable_gqa=k.shape[1] != q.shape[1],
-    )
-    return out[None]  # pyright: ignore[reportIndexIssue]
+    if groups > 1:  # grouped heads are an argument only from torch 2.13; 2.11 lacks it
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))  # (T, H, D)
+    out: Any = varlen_attn(
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scale, window_size=(-1, 0)
+    )  # fmt: skip
+    return out.unsqueeze(0)
