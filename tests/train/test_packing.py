@@ -47,7 +47,8 @@ def test_a_packed_row_has_the_loss_and_gradient_of_its_documents_alone(tiny: Pat
             share = (View(model).token_nll(batch) * batch.weights).sum() / batch.step_weight
             share.backward()
             loss += share.item()
-        grad = model.get_input_embeddings().weight.grad
+        embedding: Any = model.get_input_embeddings()
+        grad = embedding.weight.grad
         assert grad is not None
         return loss, grad.clone()
 

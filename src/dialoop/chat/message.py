@@ -130,7 +130,7 @@ def from_openai(raw: Any, where: str = "messages") -> Message:
         raise UserError(
             f"{where}.role: unknown role {role!r}", hint=f"use one of {', '.join(ROLES)}"
         )
-    calls = item.get("tool_calls") or []
+    calls: Any = item.get("tool_calls") or []
     if not isinstance(calls, list):
         raise UserError(f"{where}.tool_calls: expected a list, got {type(calls).__name__}")
     return Message(
