@@ -30,10 +30,15 @@ def runner():
         yield runner
 
 
+def _name(request: pytest.FixtureRequest) -> str:
+    assert request.cls
+    return request.cls.name
+
+
 @pytest.fixture(scope="class")
 def engine(request: pytest.FixtureRequest, runner: asyncio.Runner, checkpoint: Path):
     """Started once; tests leave it without open requests."""
-    engine = opened(checkpoint, request.cls.name)
+    engine = opened(checkpoint, _name(request))
     runner.run(engine.start())
     yield engine
     runner.run(engine.stop())
@@ -42,7 +47,7 @@ def engine(request: pytest.FixtureRequest, runner: asyncio.Runner, checkpoint: P
 @pytest.fixture(scope="class")
 def narrow(request: pytest.FixtureRequest, runner: asyncio.Runner, checkpoint: Path):
     """An engine that answers one request at a time."""
-    engine = opened(checkpoint, request.cls.name, max_concurrent=1)
+    engine = opened(checkpoint, _name(request), max_concurrent=1)
     runner.run(engine.start())
     yield engine
     runner.run(engine.stop())

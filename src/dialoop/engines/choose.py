@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +48,9 @@ def prepare(model: Path, settings: EngineSettings, emit: Callable[[Event], None]
         UserError: the model cannot be run as asked.
         MachineError: a package or memory is missing.
     """
-    checkpoint.check(model)
     adapter = model if checkpoint.is_adapter(model) else None
     base = base_of(model) if adapter else model
+    checkpoint.check(base)
     length = _max_length(base, settings)
     if settings.engine == "transformers":
         emit(Note("engine: transformers, as asked"))
@@ -64,11 +65,11 @@ def prepare(model: Path, settings: EngineSettings, emit: Callable[[Event], None]
         emit(Note(f"engine: transformers, because {reason}"))
         return _transformers(base, adapter, length, settings)
     emit(Note("engine: openvino, checked against transformers token for token"))
-    return _openvino(folder, adapter, length, settings)
+    return _openvino(folder, base, adapter, length, settings)
 
 
 def _openvino(
-    folder: Path, adapter: Path | None, length: int, settings: EngineSettings
+    folder: Path, base: Path, adapter: Path | None, length: int, settings: EngineSettings
 ) -> ProcessEngine:
     dtype = settings.dtype
     if dtype == "auto":
@@ -77,6 +78,7 @@ def _openvino(
     # With one thread, oneDNN's AMX kernels for bf16 die of SIGFPE (openvino 2026.4).
     is_narrow = dtype == "bf16" and min(threads, num_cpus()) == 1
     environment = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"} if is_narrow else {}
+    capacity = _cache_gb(base, length, dtype, settings.cache_gb)
     job = WorkerJob(
         engine="openvino",
         folder=str(folder),
@@ -86,9 +88,25 @@ def _openvino(
         device="cpu",
         threads=threads,
         max_concurrent=settings.max_concurrent,
-        cache_gb=settings.cache_gb,
+        cache_gb=capacity,
     )
     return ProcessEngine(job, environment)
+
+
+def _cache_gb(base: Path, length: int, dtype: str, wanted: int | None) -> int:
+    """Memory for keys and values: a request that it could never hold would end others, too."""
+    config = checkpoint.read_json(base / "config.json")
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    numbers = 2 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * width
+    one_request = length * numbers * (4 if dtype == "fp32" else 2)
+    needed = math.ceil(one_request / 2**30 + 0.01)  # a little for half-filled blocks
+    if wanted is not None and wanted < needed:
+        raise UserError(
+            f"cache_gb: {wanted} GB cannot hold one request of {length} tokens",
+            hint=f"use {needed}, or a smaller `--max_length`",
+        )
+    return wanted or needed
 
 
 def _transformers(
@@ -109,7 +127,7 @@ def _transformers(
         device=device,
         threads=settings.threads or max(1, num_cpus() - 1),
         max_concurrent=settings.max_concurrent,
-        cache_gb=settings.cache_gb,
+        cache_gb=0,
     )
     return ProcessEngine(job)
 

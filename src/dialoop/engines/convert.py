@@ -282,8 +282,10 @@ def _greedy_openvino(
     for key, prompt in enumerate(prompts):
         backend.add(key, Request(prompt, Sampling(CHECK_TOKENS, temperature=0.0)))
     while backend.has_work():
-        for key, delta in backend.step():
-            answers[key] += delta.ids
+        for key, item in backend.step():
+            if isinstance(item, DialoopError):
+                raise item
+            answers[key] += item.ids
     return answers
 
 

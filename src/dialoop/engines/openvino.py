@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dialoop.core.errors import MachineError, UserError
+from dialoop.core.errors import DialoopError, MachineError, UserError
 from dialoop.engines import Delta, EngineInfo, Request
 
 if TYPE_CHECKING:
@@ -117,19 +117,41 @@ class OpenVinoBackend:
         """Whether any request is open, or cancelled and not yet cleared away."""
         return bool(self._open) or self._pipeline.has_non_finished_requests()
 
-    def step(self) -> list[tuple[int, Delta]]:
+    def step(self) -> list[tuple[int, Delta | DialoopError]]:
         """Step the pipeline and read what it has."""
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
-        out: list[tuple[int, Delta]] = []
+        out: list[tuple[int, Delta | DialoopError]] = []
         for key, (handle, request) in list(self._open.items()):
-            while handle.can_read():
-                for output in handle.read().values():
-                    delta = _delta(output, request)
-                    out.append((key, delta))
-                    if delta.finish:
-                        del self._open[key]
+            deltas = [_delta(output, request) for output in _outputs(handle)]
+            out += [(key, delta) for delta in deltas]
+            if deltas and deltas[-1].finish:
+                del self._open[key]
+            elif _is_ignored(handle):
+                del self._open[key]
+                out.append((key, _cache_full()))
         return out
+
+
+def _outputs(handle: Any) -> list[Any]:
+    found: list[Any] = []
+    while handle.can_read():
+        found += handle.read().values()
+    return found
+
+
+def _is_ignored(handle: Any) -> bool:
+    """Whether the pipeline gave a request up because its cache cannot hold it."""
+    from openvino_genai.py_openvino_genai import GenerationStatus
+
+    return handle.get_status() == GenerationStatus.IGNORED
+
+
+def _cache_full() -> MachineError:
+    return MachineError(
+        "the request does not fit into the cache of the engine",
+        hint="raise `--cache_gb`, or shorten the prompt",
+    )
 
 
 def _delta(output: Any, request: Request) -> Delta:

@@ -26,6 +26,6 @@ class EngineSettings(Spec, frozen=True):
     threads spin and slow down a lot when others use the machine."""
     max_concurrent: int = Field(64, ge=1, le=1024)
     """Requests that are answered together; further ones wait in line."""
-    cache_gb: int = Field(1, ge=1)
-    """OpenVINO: memory for keys and values of all requests, in whole GB. A 0.1B model needs 0.05
-    GB for 1000 tokens, an 8B model 0.13 to 0.5."""
+    cache_gb: int | None = Field(None, ge=1)
+    """OpenVINO: memory for keys and values of all requests together, in whole GB. Unless given:
+    enough for one request of `max_length`, at least 1. What does not fit waits."""

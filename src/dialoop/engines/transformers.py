@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dialoop.core.device import find
-from dialoop.core.errors import MachineError
+from dialoop.core.errors import DialoopError, MachineError
 from dialoop.engines import Delta, EngineInfo, Request, Sampling
 from dialoop.models.load import load_model
 
@@ -99,16 +99,14 @@ class TransformersBackend:
         """Whether any request is open."""
         return bool(self._waiting or self._rows)
 
-    def step(self) -> list[tuple[int, Delta]]:
+    def step(self) -> list[tuple[int, Delta | DialoopError]]:
         """Decode one token for every row, then let newcomers in."""
-        out: list[tuple[int, Delta]] = []
+        out: list[tuple[int, Delta | DialoopError]] = []
         if self._rows:
             logits = self._decode()
-            out += [
-                self._take(row, row_logits)
-                for row, row_logits in zip(self._rows, logits, strict=True)
-            ]
-            self._keep([delta.finish is None for _, delta in out])
+            taken = [self._take(row, of) for row, of in zip(self._rows, logits, strict=True)]
+            self._keep([delta.finish is None for _, delta in taken])
+            out += taken
         budget = PREFILL_TOKENS
         while self._waiting and budget > 0 and len(self._rows) < self._max_concurrent:
             row = self._waiting.popleft()

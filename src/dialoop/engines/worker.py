@@ -44,6 +44,7 @@ class WorkerJob:
     threads: int
     max_concurrent: int
     cache_gb: int
+    """For keys and values, in an engine that sets memory aside for them."""
     adapter: str | None = None
     """A PEFT adapter folder that is applied to the model."""
 
@@ -61,8 +62,11 @@ class Backend(Protocol):
         """Forget a request; an unknown key is one that has ended, which is fine."""
         ...
 
-    def step(self) -> list[tuple[int, Delta]]:
-        """Do one step for all requests; what came of it, by key. Only called with work."""
+    def step(self) -> list[tuple[int, Delta | DialoopError]]:
+        """Do one step for all requests; what came of it, by key. Only called with work.
+
+        An error ends its request, and no other.
+        """
         ...
 
     def has_work(self) -> bool:
@@ -122,7 +126,7 @@ def _loop(backend: Backend, link: socket.socket, inbox: queue.SimpleQueue[Frame]
         refused = [failed for frame in frames if (failed := _obey(backend, frame))]
         out = b"".join(encode(frame) for frame in refused)
         if backend.has_work():
-            out += b"".join(encode(_delta_frame(key, d)) for key, d in backend.step())
+            out += b"".join(encode(_step_frame(key, item)) for key, item in backend.step())
         if not out and time.monotonic() - said > TICK_S:
             out = encode({"is": "tick"})
         if out:
@@ -145,7 +149,7 @@ def _obey(backend: Backend, frame: Frame) -> Frame | None:
     try:
         backend.add(key, _request(frame))
     except DialoopError as error:
-        return _failure(error) | {"is": "refused", "key": key}
+        return _refusal(key, error)
     return None
 
 
@@ -154,8 +158,14 @@ def _request(frame: Frame) -> Request:
     return Request(tuple(frame["prompt_ids"]), Sampling(**sampling), tuple(frame["stop_ids"]))
 
 
-def _delta_frame(key: int, delta: Delta) -> Frame:
-    return {"is": "delta", "key": key, "ids": delta.ids, "finish": delta.finish}
+def _step_frame(key: int, item: Delta | DialoopError) -> Frame:
+    if isinstance(item, DialoopError):
+        return _refusal(key, item)
+    return {"is": "delta", "key": key, "ids": item.ids, "finish": item.finish}
+
+
+def _refusal(key: int, error: DialoopError) -> Frame:
+    return _failure(error) | {"is": "refused", "key": key}
 
 
 if __name__ == "__main__":
