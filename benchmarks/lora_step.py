@@ -56,7 +56,7 @@ def documents(tokens: int, count: int, vocabulary: int) -> list[Row]:
 def measure(step: Any, tokens: int, repeats: int) -> dict[str, float]:
     """Median rate of some steps after two of warm-up, and peak memory."""
     torch.cuda.reset_peak_memory_stats()
-    times = []
+    times, loss = [], torch.zeros(())
     for _ in range(repeats + 2):
         torch.cuda.synchronize()
         start = time.perf_counter()
