@@ -19,13 +19,13 @@ class EngineSettings(Spec, frozen=True):
     """`auto`, `cpu`, `cuda`, `cuda:1`, `npu`. OpenVINO runs on the CPU only."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic. `auto`: bf16 where the device is fast at it, else fp32. fp16 on accelerators."""
-    max_length: int | None = Field(None, ge=8)
+    max_length: int | None = Field(default=None, ge=8)
     """Longest prompt and answer together, in tokens; the model's own limit unless given."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads. Unless given: all processors for OpenVINO, all but one for transformers, whose
     threads spin and slow down a lot when others use the machine."""
-    max_concurrent: int = Field(64, ge=1, le=1024)
+    max_concurrent: int = Field(default=64, ge=1, le=1024)
     """Requests that are answered together; further ones wait in line."""
-    cache_gb: int | None = Field(None, ge=1)
+    cache_gb: int | None = Field(default=None, ge=1)
     """OpenVINO: memory for keys and values of all requests together, in whole GB. Unless given:
     enough for one request of `max_length`, at least 1. What does not fit waits."""

@@ -89,6 +89,8 @@ async def _until_ended(
     drained = asyncio.create_task(server.app.drain())
     second = asyncio.create_task(wanted.second.wait())
     await asyncio.wait({drained, second}, return_when=asyncio.FIRST_COMPLETED)
+    if second.done():
+        await server.engine.stop()  # open requests end with an error that says so
     drained.cancel()
     second.cancel()
 

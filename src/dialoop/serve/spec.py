@@ -20,24 +20,24 @@ class ServeJob(EngineSettings, frozen=True):
     """A checkpoint or adapter folder, or a model name (`dialoop models list`)."""
     host: str = "127.0.0.1"
     """Address to listen on. `0.0.0.0` opens the server to the network: set `api_key` then."""
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one, which is reported."""
     served_model_name: str | None = None
     """The name that clients ask for; the folder's or the model's own name unless given."""
     api_key: str | None = None
     """The bearer token that every request to `/v1` must carry; none unless given."""
-    max_waiting: int = Field(256, ge=0)
+    max_waiting: int = Field(default=256, ge=0)
     """Requests that may wait in line beyond `max_concurrent`; further ones get status 429."""
 
 
 class SamplingSettings(EngineSettings, frozen=True):
     """How answers are written."""
 
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int = Field(default=512, ge=1)
     """Longest answer, in tokens."""
-    temperature: float = Field(0.0, ge=0, le=2)
+    temperature: float = Field(default=0.0, ge=0, le=2)
     """0 takes the likeliest token, which repeats itself exactly; 0.7 is lively."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Choose among the likeliest tokens that together have this probability."""
     system: str | None = None
     """A system message to begin dialogues with that have none."""
@@ -61,7 +61,7 @@ class InferJob(SamplingSettings, Reading, frozen=True):
     a dialogue is taken off and written anew."""
     output: str
     """A JSON Lines file. Rows that are in it already are kept and not asked again."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the chances that are taken above temperature 0; the same for every row."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer."""
@@ -74,7 +74,7 @@ class ChatJob(SamplingSettings, frozen=True):
 
     model: str
     """A checkpoint or adapter folder, or a model name."""
-    temperature: float = Field(0.7, ge=0, le=2)
+    temperature: float = Field(default=0.7, ge=0, le=2)
     """0 takes the likeliest token; 0.7 is lively."""
-    top_p: float = Field(0.9, gt=0, le=1)
+    top_p: float = Field(default=0.9, gt=0, le=1)
     """Choose among the likeliest tokens that together have this probability."""

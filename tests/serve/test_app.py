@@ -1,0 +1,245 @@
+"""The application over an engine that plays a script: routes, streams, failures, draining."""
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+from tests.engines.fake import FakeEngine
+
+from dialoop.chat.template import Template
+from dialoop.core.errors import UpstreamError
+from dialoop.serve.app import App, AppSettings
+
+ANSWER = "Send it back within thirty days."
+ASK = {"model": "m", "messages": [{"role": "user", "content": "Where is my order?"}]}
+
+
+class Call:
+    """One request, driven by hand as an ASGI server would."""
+
+    def __init__(
+        self, app: App, path: str, body: Any = None, method: str = "", key: str | None = None
+    ) -> None:
+        headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+        method = method or ("GET" if body is None else "POST")
+        scope = {"type": "http", "method": method, "path": path, "headers": headers}
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._inbox.put_nowait({"type": "http.request", "body": data, "more_body": False})
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.ended = False
+        self.task = asyncio.create_task(app(scope, self._inbox.get, self._send))
+
+    async def _send(self, event: Any) -> None:
+        if event["type"] == "http.response.start":
+            self.status, self.headers = event["status"], dict(event["headers"])
+        else:
+            self.body += event["body"]
+            self.ended = not event.get("more_body", False)
+
+    def hang_up(self) -> None:
+        self._inbox.put_nowait({"type": "http.disconnect"})
+
+    async def done(self) -> "Call":
+        await asyncio.wait_for(self.task, 10)
+        return self
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        parts = self.body.split(b"\n\n")
+        assert parts.pop() == b""
+        assert all(part.startswith(b"data: ") for part in parts)
+        texts = [part.removeprefix(b"data: ") for part in parts]
+        return [text if text == b"[DONE]" else orjson.loads(text) for text in texts]
+
+
+def app_of(template: Template, engine: FakeEngine | None = None, **settings: Any) -> App:
+    engine = engine or FakeEngine(template.tokenizer.encode(ANSWER))
+    fields = {"model": "m", "api_key": None, "max_open": 8} | settings
+    return App(engine, template, AppSettings(**fields))
+
+
+def ask(
+    template: Template, path: str, body: Any = None, app: App | None = None, **call: Any
+) -> Call:
+    """One call to the end."""
+
+    async def work() -> Call:
+        return await Call(app or app_of(template), path, body, **call).done()
+
+    return asyncio.run(work())
+
+
+def test_a_chat_completion(template: Template) -> None:
+    call = ask(template, "/v1/chat/completions", ASK)
+    assert (call.status, call.ended) == (200, True)
+    (choice,) = call.json["choices"]
+    assert choice["message"] == {"role": "assistant", "content": ANSWER, "refusal": None}
+    assert choice["finish_reason"] == "stop"
+    count = len(template.tokenizer.encode(ANSWER))
+    assert call.json["usage"]["completion_tokens"] == count
+    assert call.headers[b"x-request-id"]
+
+
+def test_a_stream_says_the_same_and_ends_with_done(template: Template) -> None:
+    fields = {"stream": True, "stream_options": {"include_usage": True}, "n": 2}
+    *chunks, usage, end = ask(template, "/v1/chat/completions", ASK | fields).events
+    assert end == b"[DONE]"
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 2 * len(template.tokenizer.encode(ANSWER))
+    for index in range(2):
+        own = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+        assert own[0]["delta"]["role"] == "assistant"
+        assert "".join(c["delta"].get("content", "") for c in own) == ANSWER
+        assert [c["finish_reason"] for c in own][-1] == "stop"
+        assert {c["finish_reason"] for c in own[:-1]} == {None}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_a_text_completion_with_echo(template: Template) -> None:
+    body = {"model": "m", "prompt": ["Where", "How"], "echo": True, "max_tokens": 50}
+    call = ask(template, "/v1/completions", body)
+    assert [c["text"] for c in call.json["choices"]] == ["Where" + ANSWER, "How" + ANSWER]
+    assert [c["index"] for c in call.json["choices"]] == [0, 1]
+
+
+def test_an_engine_that_dies_in_a_stream_ends_it_with_an_error_and_no_done(
+    template: Template,
+) -> None:
+    engine = FakeEngine(template.tokenizer.encode(ANSWER), fail_after=4)
+    call = ask(template, "/v1/chat/completions", ASK | {"stream": True}, app_of(template, engine))
+    assert (call.status, call.ended) == (200, True)
+    assert "has died (signal 9)" in call.events[-1]["error"]["message"]
+    assert all("error" in e or e["choices"][0]["finish_reason"] is None for e in call.events)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_engine_that_dies_before_the_first_token_is_a_503(
+    template: Template, is_stream: bool
+) -> None:
+    engine = FakeEngine(template.tokenizer.encode(ANSWER), fail_after=0)
+    body = ASK | {"stream": is_stream}
+    call = ask(template, "/v1/chat/completions", body, app_of(template, engine))
+    assert call.status == 503
+    assert call.json["error"]["code"] == "engine_unavailable"
+    assert call.headers[b"retry-after"] == b"2"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_client_that_hangs_up_aborts_its_generation(template: Template, is_stream: bool) -> None:
+    async def work() -> None:
+        engine = FakeEngine(template.tokenizer.encode(ANSWER), gate=asyncio.Event())
+        app = app_of(template, engine)
+        call = Call(app, "/v1/chat/completions", ASK | {"stream": is_stream, "n": 2})
+        await engine.wait_requests(2)
+        call.hang_up()
+        await call.done()
+        assert engine.num_aborted == 2
+        assert app.num_open == 0
+        page = (await Call(app, "/metrics").done()).body.decode()
+        assert 'path="/v1/chat/completions",status="499"} 1.0' in page
+
+    asyncio.run(work())
+
+
+def test_too_many_requests_get_429(template: Template) -> None:
+    async def work() -> None:
+        gate = asyncio.Event()
+        engine = FakeEngine(template.tokenizer.encode(ANSWER), gate=gate)
+        app = app_of(template, engine, max_open=2)
+        open_calls = [Call(app, "/v1/chat/completions", ASK) for _ in range(2)]
+        await engine.wait_requests(2)
+        refused = await Call(app, "/v1/chat/completions", ASK).done()
+        assert (refused.status, refused.headers[b"retry-after"]) == (429, b"1")
+        assert refused.json["error"]["type"] == "rate_limit_error"
+        gate.set()
+        assert [(await call.done()).status for call in open_calls] == [200, 200]
+        assert (await Call(app, "/v1/chat/completions", ASK).done()).status == 200
+
+    asyncio.run(work())
+
+
+def test_draining_finishes_what_is_open_and_refuses_what_comes(template: Template) -> None:
+    async def work() -> None:
+        gate = asyncio.Event()
+        engine = FakeEngine(template.tokenizer.encode(ANSWER), gate=gate)
+        app = app_of(template, engine)
+        call = Call(app, "/v1/chat/completions", ASK | {"stream": True})
+        await engine.wait_requests(1)
+        drained = asyncio.create_task(app.drain())
+        await asyncio.sleep(0)
+        refused = await Call(app, "/v1/chat/completions", ASK).done()
+        assert (refused.status, refused.json["error"]["type"]) == (503, "server_error")
+        assert (await Call(app, "/health/ready").done()).status == 503
+        assert (await Call(app, "/health/live").done()).status == 200
+        assert not drained.done()
+        gate.set()
+        assert (await call.done()).events[-1] == b"[DONE]"
+        await asyncio.wait_for(drained, 5)
+
+    asyncio.run(work())
+
+
+def test_the_key_is_asked_for_on_v1_only(template: Template) -> None:
+    app = app_of(template, api_key="secret")
+    assert ask(template, "/v1/models", app=app).status == 401
+    assert (
+        ask(template, "/v1/models", app=app, key="wrong").json["error"]["code"] == "invalid_api_key"
+    )
+    assert ask(template, "/v1/models", app=app, key="secret").status == 200
+    assert ask(template, "/health", app=app).status == 200
+
+
+def test_models_and_health(template: Template) -> None:
+    assert [m["id"] for m in ask(template, "/v1/models").json["data"]] == ["m"]
+    assert ask(template, "/v1/models/m").json["max_model_len"] == 256
+    assert ask(template, "/v1/models/x").json["error"]["code"] == "model_not_found"
+    for path in ("/health", "/ready", "/health/ready"):
+        assert ask(template, path).json == {"status": "ready", "model": "m"}
+    for path in ("/live", "/health/live"):
+        assert ask(template, path).json == {"status": "alive"}
+
+
+def test_a_dead_engine_is_not_ready(template: Template) -> None:
+    engine = FakeEngine([5])
+    engine.failure = UpstreamError("the engine's process has died (signal 9)")
+    app = app_of(template, engine)
+    assert ask(template, "/health", app=app).status == 503
+    assert "dialoop_engine_up 0.0" in ask(template, "/metrics", app=app).body.decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method", "status", "words"),
+    [
+        ("/v1/nothing", None, "GET", 404, "nothing is served at /v1/nothing"),
+        ("/v1/chat/completions", None, "GET", 405, "GET is not allowed"),
+        ("/v1/models", b"{}", "POST", 405, "POST is not allowed"),
+        ("/v1/chat/completions", b"{", "POST", 400, "the body is not JSON"),
+        ("/v1/chat/completions", b"[]", "POST", 400, "not a JSON object"),
+        ("/v1/chat/completions", b" " * (33 * 2**20), "POST", 413, "larger than 32 MiB"),
+    ],
+)
+def test_wrong_requests_get_openais_error_shape(
+    template: Template, path: str, body: Any, method: str, status: int, words: str
+) -> None:
+    call = ask(template, path, body, method=method)
+    assert call.status == status
+    assert words in call.json["error"]["message"]
+    assert call.json["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_metrics_count_tokens_and_requests(template: Template) -> None:
+    app = app_of(template)
+    ask(template, "/v1/chat/completions", ASK, app)
+    page = ask(template, "/metrics", app=app).body.decode()
+    count = len(template.tokenizer.encode(ANSWER))
+    assert f"dialoop_generated_tokens_total {count:.1f}" in page
+    assert 'dialoop_requests_total{path="/v1/chat/completions",status="200"} 1.0' in page
+    assert "dialoop_first_token_seconds_count 1.0" in page

@@ -1,0 +1,147 @@
+"""Requests are obeyed, or refused with the field's name."""
+
+from typing import Any
+
+import pytest
+
+from dialoop.chat.message import message
+from dialoop.chat.template import Template
+from dialoop.serve.failure import ApiError
+from dialoop.serve.openai import Generation, Limits, read_chat, read_text
+
+LIMITS = Limits(max_length=256, model="m")
+HELLO = [{"role": "user", "content": "Where is my order?"}]
+
+
+def chat(template: Template, **fields: Any) -> Generation:
+    return read_chat({"model": "m", "messages": HELLO} | fields, template, LIMITS)
+
+
+def text(template: Template, **fields: Any) -> Generation:
+    return read_text({"model": "m", "prompt": "Where"} | fields, template, LIMITS)
+
+
+def test_the_prompt_is_the_templates(template: Template) -> None:
+    found = chat(template)
+    expected = tuple(template.prompt_ids([message("user", "Where is my order?")]))
+    assert [request.prompt_ids for request in found.requests] == [expected]
+    assert found.requests[0].stop_ids == template.stop_ids
+    assert found.requests[0].sampling.max_tokens == 256 - len(expected)
+    assert found.requests[0].sampling.temperature == 1.0
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_both_spellings_of_the_longest_answer(template: Template, name: str) -> None:
+    assert chat(template, **{name: 7}).requests[0].sampling.max_tokens == 7
+
+
+def test_sampling_fields_are_obeyed(template: Template) -> None:
+    fields = {"temperature": 0.5, "top_p": 0.8, "top_k": 3, "presence_penalty": 1}
+    sampling = chat(template, **fields, frequency_penalty=-0.5, seed=4).requests[0].sampling
+    found = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.presence_penalty)
+    assert found == (0.5, 0.8, 3, 1.0)
+    assert (sampling.frequency_penalty, sampling.seed) == (-0.5, 4)
+
+
+def test_choices_of_one_request_have_seeds_of_their_own(template: Template) -> None:
+    found = chat(template, n=3, seed=10)
+    assert [request.sampling.seed for request in found.requests] == [10, 11, 12]
+    assert found.num_prompt_tokens == len(found.requests[0].prompt_ids)
+
+
+def test_stop_is_a_text_or_a_list(template: Template) -> None:
+    assert chat(template, stop="x").stops == ("x",)
+    assert chat(template, stop=["x", "y"]).stops == ("x", "y")
+
+
+def test_a_developer_message_is_a_system_message(template: Template) -> None:
+    turns = [{"role": "developer", "content": "Be short."}, *HELLO]
+    found = read_chat({"model": "m", "messages": turns}, template, LIMITS)
+    own = [message("system", "Be short."), message("user", "Where is my order?")]
+    assert found.requests[0].prompt_ids == tuple(template.prompt_ids(own))
+
+
+@pytest.mark.parametrize("name", ["tools", "logprobs", "response_format", "logit_bias", "user"])
+def test_null_asks_for_nothing(template: Template, name: str) -> None:
+    assert chat(template, **{name: None}).requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools", "does not offer it"),
+        ({"logprobs": True}, "logprobs", "does not offer it"),
+        ({"logprobs": 1}, "logprobs", "does not offer it"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "does not offer it"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "does not offer it"),
+        ({"tool_choice": "required"}, "tool_choice", "does not offer it"),
+        ({"temprature": 1}, "temprature", "unknown parameter"),
+        ({"temperature": 2.5}, "temperature", "a number from 0 to 2 is required, got 2.5"),
+        ({"temperature": True}, "temperature", "a number from 0 to 2"),
+        ({"top_p": 0}, "top_p", "a number from"),
+        ({"max_tokens": 0}, "max_tokens", "a whole number from 1 is required, got 0"),
+        ({"max_tokens": "8"}, "max_tokens", "a whole number from 1"),
+        ({"n": 65}, "n", "a whole number from 1 to 64"),
+        ({"stop": [""]}, "stop", "none of them empty"),
+        ({"stop": 5}, "stop", "a text or a list of texts"),
+        ({"stop": ["x"] * 17}, "stop", "at most 16"),
+        ({"stream": "yes"}, "stream", "true or false is required"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only with `stream`"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "only `include_usage`"),
+        ({"messages": []}, "messages", "at least one message"),
+        ({"messages": "hi"}, "messages", "at least one message"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "unknown role 'robot'"),
+        ({"model": None}, "model", "a model is required"),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused_by_name(
+    template: Template, fields: dict[str, Any], param: str, words: str
+) -> None:
+    with pytest.raises(ApiError, match=words) as caught:
+        chat(template, **fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_images_are_refused(template: Template) -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
+    with pytest.raises(ApiError, match="takes no images"):
+        chat(template, messages=[{"role": "user", "content": [part]}])
+
+
+def test_another_model_is_not_found(template: Template) -> None:
+    with pytest.raises(ApiError, match=r"model `gpt` is not served here \(known: m\)") as caught:
+        chat(template, model="gpt")
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"messages": [{"role": "user", "content": "x " * 400}]}, {"max_tokens": 250}]
+)
+def test_too_long_has_openais_code(template: Template, fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="maximum context length is 256 tokens") as caught:
+        chat(template, **fields)
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+
+
+def test_prompts_of_text_completions(template: Template) -> None:
+    ids = tuple(template.tokenizer.encode("Where"))
+    for prompt, expected in [
+        ("Where", [ids]),
+        (["Where", "Where"], [ids, ids]),
+        ([5, 6], [(5, 6)]),
+        ([[5, 6], [7]], [(5, 6), (7,)]),
+    ]:
+        found = text(template, prompt=prompt)
+        assert [request.prompt_ids for request in found.requests] == expected
+        assert found.requests[0].sampling.max_tokens == 16
+
+
+@pytest.mark.parametrize("prompt", [None, [], [[]], [5, "x"], [-1], [10**9], {"a": 1}])
+def test_other_prompts_are_refused(template: Template, prompt: Any) -> None:
+    with pytest.raises(ApiError, match="prompt: "):
+        text(template, prompt=prompt)
+
+
+def test_echo_repeats_the_prompt(template: Template) -> None:
+    assert text(template, echo=True, n=2).echoes == ("Where", "Where")
+    assert text(template).echoes == ("",)
