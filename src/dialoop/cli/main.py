@@ -17,7 +17,7 @@ from dialoop.cli.arguments import parse
 from dialoop.cli.completion import complete, script
 from dialoop.cli.help import overview, verb_page
 from dialoop.cli.sinks import TerminalSink
-from dialoop.core import jobfile
+from dialoop.core import env, jobfile
 from dialoop.core.errors import DialoopError, MachineError, UserError
 from dialoop.jobs.catalog import CATALOG, JobKind, find
 
@@ -35,6 +35,9 @@ _MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.
 
 def entry() -> None:
     """The `dialoop` program."""
+    # Read when torch is first imported: waiting threads sleep. Spinning, they slow down training
+    # on a busy machine several times, and win a few percent on an idle one.
+    env.default("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main(sys.argv[1:]))
 
 

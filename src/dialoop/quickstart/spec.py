@@ -36,13 +36,13 @@ class QuickstartJob(Spec, frozen=True):
     """Dialogues to measure on, none of them in `dataset`; the example company's unless given."""
     suite: Path | None = None
     """Questions to ask before and after, with checks; the example company's unless given."""
-    epochs: float = Field(default=3, gt=0)
+    epochs: float = Field(default=2, gt=0)
     """Passes over the dialogues; 1 to 5 is usual for a small data set."""
     rank: int = Field(default=16, ge=1)
     """Rank of the LoRA adapter."""
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate; high, because the model is small and the data little."""
-    max_length: int = Field(default=512, ge=32)
+    max_length: int = Field(default=256, ge=32)
     """Tokens of a packed row, which is an optimiser step; longer dialogues are left out."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Longest answer, in tokens."""
