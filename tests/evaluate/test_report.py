@@ -93,3 +93,15 @@ def test_json_holds_every_field() -> None:
     data = json.loads(result().model_dump_json())
     assert data["loss"] == 1.5
     assert data["compare"]["measured"][1]["cases"][0]["passed"] is False
+
+
+def test_long_paths_have_short_names_where_those_differ() -> None:
+    def named(before: str, after: str) -> tuple[str, ...]:
+        made = result()
+        assert made.compare
+        compare = made.compare.model_copy(update={"name": before})
+        model = made.model.model_copy(update={"name": after})
+        return made.model_copy(update={"compare": compare, "model": model}).labels
+
+    assert named("/a/base", "/b/tuned") == ("base", "tuned")
+    assert named("/a/x", "/b/x") == ("/a/x", "/b/x")

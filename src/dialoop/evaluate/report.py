@@ -22,8 +22,10 @@ TITLES = {
 
 def markdown(result: EvaluateResult) -> str:
     """The report as GitHub-flavoured Markdown."""
-    names = [c.name for c in result.checkpoints]
-    out = ["# Evaluation", "", *(f"> {note}" for note in result.notes)]
+    names = result.labels
+    out = ["# Evaluation", ""]
+    out += [f"- {c.name}" for c in result.checkpoints]
+    out += ["", *(f"> {note}" for note in result.notes)]
     out += _table(["score", *names, "unit", "change"])
     out += [_line([row.name, *row.values, row.unit, row.change]) for row in score_rows(result)]
     for part in result.model.measured:
@@ -44,7 +46,8 @@ def html(result: EvaluateResult) -> str:
         if part.cases
     ]
     return environment.from_string(page).render(
-        names=[c.name for c in result.checkpoints],
+        names=result.labels,
+        paths=[c.name for c in result.checkpoints],
         scores=score_rows(result),
         tasks=tasks,
         notes=result.notes,
@@ -56,7 +59,7 @@ def _title(task: str) -> str:
     return TITLES.get(task, task.replace("_", " ").capitalize())
 
 
-def _markdown_case(row: CaseRow, names: list[str]) -> list[str]:
+def _markdown_case(row: CaseRow, names: tuple[str, ...]) -> list[str]:
     out = ["", f"### {_inline(row.id)}", "", _quote(row.question)]
     if row.reference is not None:
         out += ["", "**reference**", "", _quote(row.reference)]

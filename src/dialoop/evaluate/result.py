@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
@@ -88,12 +89,18 @@ class EvaluateResult(Result, frozen=True):
         """The compared checkpoint first (before), then the model (after)."""
         return (self.compare, self.model) if self.compare else (self.model,)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What to call the checkpoints in a table: the last parts of their paths, if they differ."""
+        short = tuple(PurePath(c.name).name for c in self.checkpoints)
+        return short if len(set(short)) == len(short) else tuple(c.name for c in self.checkpoints)
+
     def text(self) -> RenderableType:
         """A table of the scores, and where the report is."""
         from rich.console import Group
         from rich.table import Table
 
-        table = Table("score", *(c.name for c in self.checkpoints), "unit", "change")
+        table = Table("score", *self.labels, "unit", "change")
         for row in score_rows(self):
             table.add_row(row.name, *row.values, row.unit, row.change)
         lines = [*self.notes, *([f"report: {self.report}"] if self.report else [])]

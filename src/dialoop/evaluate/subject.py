@@ -79,7 +79,11 @@ class LoadedSubject:
             )
         generator = Generator(self.model, self.template.stop_ids, self.job.generation)
         answers = generator.answer(prompts, self.emit)
-        return [self.template.tokenizer.decode(ids).strip() for ids in answers]
+        return [self._text(ids) for ids in answers]
+
+    def _text(self, ids: list[int]) -> str:
+        """The answer's text; of a character that the length limit cut in two, nothing."""
+        return self.template.tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}").strip()
 
 
 def open_subject(folder: Path, job: EvaluateJob, emit: Callable[[Event], None]) -> LoadedSubject:
