@@ -91,7 +91,7 @@ class EvaluateResult(Result, frozen=True):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What to call the checkpoints in a table: the last parts of their paths, if they differ."""
+        """Names for tables: the last parts of the paths, where those differ."""
         short = tuple(PurePath(c.name).name for c in self.checkpoints)
         return short if len(set(short)) == len(short) else tuple(c.name for c in self.checkpoints)
 
