@@ -14,6 +14,8 @@ def home(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIALOOP_HOME", str(folder))
+        patch.setenv("HOME", str(folder))  # shows what a library leaves there
+        patch.delenv("CI", raising=False)
         yield folder
 
 

@@ -50,7 +50,7 @@ async def answer(engine: ProcessEngine, request: Request) -> list[int]:
 
 def opened(checkpoint: Path, name: str, **settings: object) -> ProcessEngine:
     """An engine over the checkpoint in float32, not started."""
-    wanted = {"engine": name, "dtype": "fp32", "device": "cpu", "threads": 2} | settings
+    wanted = {"engine": name, "dtype": "fp32", "device": "cpu", "threads": 1} | settings
     return prepare(checkpoint, EngineSettings.model_validate(wanted), lambda _: None)
 
 

@@ -19,6 +19,13 @@ class TestOpenVino(EngineContract):
     name = "openvino"
 
 
+def test_the_conversion_reports_nothing_to_anybody(home: Path, checkpoint: Path) -> None:
+    """The library keeps its client's id under `intel` in the home when it reports its use."""
+    opened(checkpoint, "openvino")
+    assert list((home / "openvino").glob("*/check.json"))
+    assert not (home / "intel").exists()
+
+
 def test_a_request_that_the_cache_cannot_hold_ends_with_an_error(checkpoint: Path) -> None:
     engine = opened(checkpoint, "openvino")
     folder = engine._job.folder

@@ -19,11 +19,11 @@ from dialoop.engines.worker import WorkerJob
 LONG = Request(PROMPTS[0], Sampling(max_tokens=450, temperature=0.0))
 
 
-def run(checkpoint: Path, work):
+def run(checkpoint: Path, work, **settings: object):
     """Run `work(engine)` with a transformers engine of its own."""
 
     async def whole():
-        engine = opened(checkpoint, "transformers")
+        engine = opened(checkpoint, "transformers", **settings)
         await engine.start()
         try:
             return await asyncio.wait_for(work(engine), 60)
@@ -51,7 +51,6 @@ def test_death_of_the_worker_ends_every_request_with_an_error(checkpoint: Path) 
 
 def test_a_frozen_worker_is_told_from_a_busy_one(checkpoint: Path) -> None:
     async def work(engine: ProcessEngine):
-        engine._stall_s = 1.5
         deltas = engine.generate(LONG)
         await anext(deltas)
         os.kill(engine.pid, signal.SIGSTOP)
@@ -59,7 +58,7 @@ def test_a_frozen_worker_is_told_from_a_busy_one(checkpoint: Path) -> None:
             async for _ in deltas:
                 pass
 
-    run(checkpoint, work)
+    run(checkpoint, work, stall_s=1.5)
 
 
 def test_drain_lets_open_requests_end_and_refuses_new_ones(checkpoint: Path) -> None:

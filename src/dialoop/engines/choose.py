@@ -8,6 +8,8 @@ import json
 import math
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +27,16 @@ from dialoop.models import checkpoint
 from dialoop.models.load import base_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from dialoop.core.events import Event
     from dialoop.engines.spec import EngineSettings
 
 ACCELERATORS = (Path("/dev/nvidiactl"), Path("/dev/davinci_manager"))
 """Files that are there when a CUDA or an Ascend driver is."""
+QUIET = {"CI": "true"}
+"""OpenVINO's converter reports its use to its maker unless it finds itself in a CI job; the other
+way to decline is a file in the user's home."""
 DEFAULT_LENGTH = 4096
 """For checkpoints that do not say how long their prompts may be."""
 
@@ -90,7 +95,7 @@ def _openvino(
         max_concurrent=settings.max_concurrent,
         cache_gb=capacity,
     )
-    return ProcessEngine(job, environment)
+    return ProcessEngine(job, QUIET | environment, settings.stall_s)
 
 
 def _cache_gb(base: Path, length: int, dtype: str, wanted: int | None) -> int:
@@ -129,7 +134,7 @@ def _transformers(
         max_concurrent=settings.max_concurrent,
         cache_gb=0,
     )
-    return ProcessEngine(job)
+    return ProcessEngine(job, stall_s=settings.stall_s)
 
 
 def _has_accelerator() -> bool:
@@ -189,8 +194,10 @@ def _converted(base: Path, adapter: Path | None, emit: Callable[[Event], None]) 
     result = check_file(target, adapter)
     if not result.exists():
         _refuse_size(base)
-        emit(Stage("convert the model for OpenVINO and check it, once"))
-        _run_conversion(base, target, adapter)
+        with _lock(target, emit):
+            if not result.exists():
+                emit(Stage("convert the model for OpenVINO and check it, once"))
+                _run_conversion(base, target, adapter)
     check: dict[str, Any] = json.loads(result.read_text("utf-8"))
     if not check["agrees"]:
         raise UserError(
@@ -209,16 +216,35 @@ def _refuse_size(base: Path) -> None:
         )
 
 
+@contextmanager
+def _lock(target: Path, emit: Callable[[Event], None]) -> Generator[None, None, None]:
+    """Only one process converts a model; others wait for it."""
+    folder = target.parent / f"{target.name}.lock"
+    with ExitStack() as stack:
+        if not _is_held(stack, folder):
+            emit(Note("another process converts this model for OpenVINO; waiting for it"))
+            while not _is_held(stack, folder):
+                time.sleep(1)
+        yield
+
+
+def _is_held(stack: ExitStack, folder: Path) -> bool:
+    try:
+        stack.enter_context(lock_folder(folder, "conversion"))
+    except UserError:
+        return False
+    return True
+
+
 def _run_conversion(base: Path, target: Path, adapter: Path | None) -> None:
     command = [sys.executable, "-m", "dialoop.engines.convert", str(base), str(target)]
-    with lock_folder(target.parent / f"{target.name}.work", "conversion"):
-        done = subprocess.run(  # noqa: S603  our own module
-            [*command, *([str(adapter)] if adapter else [])],
-            env=variables(HF_HUB_OFFLINE="1"),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    done = subprocess.run(  # noqa: S603  our own module
+        [*command, *([str(adapter)] if adapter else [])],
+        env=variables(HF_HUB_OFFLINE="1", **QUIET),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise MachineError(

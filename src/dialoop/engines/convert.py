@@ -31,6 +31,8 @@ from dialoop.models import checkpoint
 from dialoop.models.load import load_model
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
     from dialoop.models.spec import Dtype
@@ -223,8 +225,23 @@ def check(source: Path, model: Path, adapter: Path | None = None) -> Check:
     prompts = [tuple(tokenizer.encode(text)) for text in _TEXTS]
     expected = _greedy_transformers(adapter or source, prompts)
     found = _greedy_openvino(model, adapter, prompts)
+    return compare(_TEXTS, expected, found)
+
+
+def compare(
+    texts: Sequence[str],
+    expected: Sequence[tuple[Sequence[int], Sequence[float]]],
+    found: Sequence[Sequence[int]],
+) -> Check:
+    """Compare answers token by token, each up to its first tie.
+
+    Args:
+        texts: the prompts, for the report.
+        expected: by prompt: tokens, and by how many nats each beat the next best.
+        found: by prompt: tokens of the other side.
+    """
     compared = 0
-    for text, (ids, gaps), answer in zip(_TEXTS, expected, found, strict=True):
+    for text, (ids, gaps), answer in zip(texts, expected, found, strict=True):
         for n, (want, gap, got) in enumerate(zip(ids, gaps, answer, strict=True)):
             compared += 1
             if want == got:

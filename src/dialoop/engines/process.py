@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import socket
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ class ProcessEngine:
     """
 
     def __init__(
-        self, job: WorkerJob, environment: dict[str, str] | None = None, stall_s: float = 60.0
+        self, job: WorkerJob, environment: dict[str, str] | None = None, stall_s: float = 300.0
     ) -> None:
         self._job = job
         self._environment = environment or {}
@@ -51,7 +52,8 @@ class ProcessEngine:
         self._is_idle.set()
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._pump: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heard_at = 0.0
         self._info: EngineInfo | None = None
         self._failure: DialoopError | None = None
         self._has_failed = asyncio.Event()
@@ -109,7 +111,10 @@ class ProcessEngine:
             await self.stop()
             raise error
         self._info = EngineInfo(**frame["info"])
-        self._pump = asyncio.create_task(self._receive(reader))
+        self._tasks = [
+            asyncio.create_task(self._receive(reader)),
+            asyncio.create_task(self._watch()),
+        ]
 
     async def health(self) -> None:
         """Serve one token.
@@ -125,6 +130,8 @@ class ProcessEngine:
         self._check(request)
         key = next(self._keys)
         queue: asyncio.Queue[Delta | DialoopError] = asyncio.Queue()
+        if not self._open:
+            self._heard_at = time.monotonic()  # silence counts from when there is work
         self._open[key] = queue
         self._is_idle.clear()
         is_done = False
@@ -149,10 +156,10 @@ class ProcessEngine:
     async def stop(self) -> None:
         """End the worker; open requests end with an UpstreamError."""
         self._fail(UpstreamError("the engine was stopped", hint="try again later"))
-        if self._pump:
-            self._pump.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._pump
+                await task
         if self._writer:
             self._writer.close()  # the worker ends when its parent's end of the stream closes
             with suppress(ConnectionError):
@@ -185,18 +192,17 @@ class ProcessEngine:
             self._is_idle.set()
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
-        while True:
-            reading = asyncio.create_task(read_async(reader))
-            while not (await asyncio.wait({reading}, timeout=self._stall_s))[0]:
-                if self._open:
-                    reading.cancel()
-                    await self._freeze()
-                    return
-            frame = reading.result()
-            if frame is None:
-                self._fail(await self._death())
-                return
+        while (frame := await read_async(reader)) is not None:
+            self._heard_at = time.monotonic()
             self._deliver(frame)
+        self._fail(await self._death())
+
+    async def _watch(self) -> None:
+        """End a worker that says nothing although it has work."""
+        while self._failure is None:
+            await asyncio.sleep(self._stall_s / 10)
+            if self._open and time.monotonic() - self._heard_at > self._stall_s:
+                await self._freeze()
 
     def _deliver(self, frame: Frame) -> None:
         queue = self._open.get(frame.get("key", 0))

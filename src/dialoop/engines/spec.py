@@ -24,6 +24,9 @@ class EngineSettings(Spec, frozen=True):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads. Unless given: all processors for OpenVINO, all but one for transformers, whose
     threads spin and slow down a lot when others use the machine."""
+    stall_s: float = Field(default=300.0, gt=0)
+    """An engine that has work and says nothing for so many seconds counts as frozen and is ended.
+    The longest silence of a healthy one is the reading of a long prompt by a slow machine."""
     max_concurrent: int = Field(default=64, ge=1, le=1024)
     """Requests that are answered together; further ones wait in line."""
     cache_gb: int | None = Field(default=None, ge=1)

@@ -110,7 +110,9 @@ def _failure(error: DialoopError) -> Frame:
 def _serve_one_token(backend: Backend) -> None:
     backend.add(0, Request((1,), Sampling(max_tokens=1, temperature=0.0)))
     while backend.has_work():
-        backend.step()
+        for _, item in backend.step():
+            if isinstance(item, DialoopError):
+                raise item
 
 
 def _listen(incoming: BinaryIO, inbox: queue.SimpleQueue[Frame]) -> None:
