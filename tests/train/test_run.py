@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from tests.tiny import make_tiny_checkpoint
 
 from dialoop.core import device, events, jobfile
-from dialoop.core.errors import UserError
+from dialoop.core.errors import MachineError, UserError
 from dialoop.core.files import lock_folder
 from dialoop.models import lora
 from dialoop.models.load import load_model
@@ -140,3 +142,83 @@ def test_pre_training_learns_every_token(tiny: Path, dialogues: Path, tmp_path: 
     result = run(job(tiny, dialogues, tmp_path / "out", objective=objective), events.ignore)
     assert result.steps > 0
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_tensorboard_reads_the_curves(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(job(tiny, dialogues, tmp_path / "out"), events.ignore)
+    curves = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    assert [point.step for point in curves.Scalars("loss")] == list(range(1, result.steps + 1))
+    assert curves.Scalars("validation_loss")
+
+
+def test_training_stops_early_and_keeps_the_best(
+    tiny: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    wanted = job(
+        tiny, dialogues, tmp_path / "out", epochs=40, optim={"lr": 0.3, "schedule": "constant"},
+        saving={"eval_steps": 1, "patience": 2},
+    )  # fmt: skip
+    result = run(wanted, events.ignore)
+    assert result.best_step is not None
+    assert result.steps == result.best_step + 2
+    best = tmp_path / "out" / "checkpoints" / f"step-{result.best_step:06d}"
+    kept = load_file(best / "trained.safetensors")
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(
+        torch.equal(tensor, kept[name.removeprefix("base_model.model.").removesuffix(".weight")])
+        for name, tensor in saved.items()
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system can be mounted only by root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_checkpoints_whole(
+    small_disk: Path, tiny: Path, dialogues: Path
+) -> None:
+    output = small_disk / "out"
+    saving = {"save_steps": 1, "keep": 100}
+    wanted = job(tiny, dialogues, output, epochs=40, saving=saving, validation=0.0)
+    with pytest.raises(MachineError, match="no space left while writing") as caught:
+        run(wanted, events.ignore)
+    assert caught.value.exit_code == 3
+    whole = sorted((output / "checkpoints").glob("step-*"))
+    assert whole
+    assert not list((output / "checkpoints").glob(".tmp-*"))
+    for path in whole[1:]:
+        shutil.rmtree(path)
+    resumed = wanted.model_copy(update={"resume": True, "max_steps": 3})
+    assert run(resumed, events.ignore).steps == 3
+
+
+def test_a_folder_that_may_not_be_written_is_one_clear_error(
+    small_disk: Path, tiny: Path, dialogues: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(MachineError, match="no permission while opening"):
+        run(job(tiny, dialogues, small_disk / "out"), events.ignore)
+
+
+def test_a_damaged_checkpoint_is_named(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
+    wanted = job(tiny, dialogues, tmp_path / "out", max_steps=1)
+    run(wanted, events.ignore)
+    path = next((tmp_path / "out" / "checkpoints").glob("step-*"))
+    weights = path / "trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=f"checkpoint `{path}` is damaged"):
+        run(wanted.model_copy(update={"resume": True}), events.ignore)
+
+
+def test_a_length_above_the_model_s_is_refused(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_length 100000 is above the model's"):
+        run(job(tiny, dialogues, tmp_path / "out", max_length=100_000), events.ignore)

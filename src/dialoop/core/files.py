@@ -6,13 +6,14 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialoop.core.errors import MachineError, UserError
+from dialoop.core.errors import DialoopError, MachineError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -27,14 +28,17 @@ def machine_errors(path: Path, doing: str) -> Generator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    except DialoopError:
+        raise
+    except Exception as error:
+        number = _os_error_number(error)
+        if number in {errno.ENOSPC, errno.EDQUOT}:
             free = shutil.disk_usage(_existing(path)).free / 2**20
             raise MachineError(
                 f"no space left while {doing} `{path}` ({free:.0f} MiB free)",
                 hint="free some space or choose another folder; what was there before is unharmed",
             ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        if number in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise MachineError(
                 f"no permission while {doing} `{path}`",
                 hint="choose a folder that you may write, or change its owner",
@@ -130,6 +134,15 @@ def sha256(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _os_error_number(error: Exception) -> int | None:
+    """The system's error behind one that torch (as context) or safetensors (as text) wrapped."""
+    for seen in (error, error.__context__):
+        if isinstance(seen, OSError):
+            return seen.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _existing(path: Path) -> Path:

@@ -65,9 +65,9 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: P
     with new_folder(path) as new:
         weights = {n: p.detach().cpu().contiguous() for n, p in trained(model).items()}
         save_file(weights, new / "trained.safetensors")
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "random": _random_state()}, new / "state.pt"
-        )
+        state = {"optimizer": optimizer.state_dict(), "random": _random_state()}
+        with (new / "state.pt").open("wb") as file:  # a file of ours: a full disk is told as such
+            torch.save(state, file)
         (new / "position.json").write_text(json.dumps(asdict(at)), encoding="utf-8")
     return path
 

@@ -19,6 +19,7 @@ from dialoop.models import lineage, sources
 from dialoop.models.families import write_remote_code
 from dialoop.models.merge import COMPANIONS
 from dialoop.train.spec import TrainJob, TrainResult
+from dialoop.train.tensorboard import TensorBoardSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,10 +50,12 @@ def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
         _refuse_leftovers(job)
         write_text(job.output / "job.yaml", jobfile.dump(job))
         log = JsonLinesSink(job.output / "events.jsonl")
+        curves = TensorBoardSink(job.output / "tensorboard")
         try:
-            return _train(job, join(emit, log))
+            return _train(job, join(emit, log, curves))
         finally:
             log.close()
+            curves.close()
 
 
 def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
