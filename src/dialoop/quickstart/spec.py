@@ -36,11 +36,11 @@ class QuickstartJob(Spec, frozen=True):
     """Dialogues to measure on, none of them in `dataset`; the example company's unless given."""
     suite: Path | None = None
     """Questions to ask before and after, with checks; the example company's unless given."""
-    epochs: float = Field(default=2, gt=0)
+    epochs: float = Field(default=1.5, gt=0)
     """Passes over the dialogues; 1 to 5 is usual for a small data set."""
     rank: int = Field(default=16, ge=1)
     """Rank of the LoRA adapter."""
-    lr: float = Field(default=2e-3, gt=0)
+    lr: float = Field(default=3e-3, gt=0)
     """Peak learning rate; high, because the model is small and the data little."""
     max_length: int = Field(default=256, ge=32)
     """Tokens of a packed row, which is an optimiser step; longer dialogues are left out."""
@@ -101,7 +101,9 @@ class QuickstartResult(Result, frozen=True):
         facts = Table(show_header=False, box=None)
         for name, value in self._facts():
             facts.add_row(name, value)
-        answers = Table("question", "before", "after", show_lines=True)
+        answers = Table(show_lines=True)
+        for name in ("question", "before", "after"):
+            answers.add_column(name, overflow="fold")  # Chinese has no spaces to break at
         for item in self.answers:
             answers.add_row(Text(item.question), Text(item.before), Text(item.after))
         return Group(answers, "", facts, "", Text(self._commands()))
@@ -124,9 +126,9 @@ class QuickstartResult(Result, frozen=True):
 
     def _commands(self) -> str:
         return (
-            "The same with your own data (JSON, JSONL, CSV, Parquet, ...; see `data inspect`):\n"
+            "The same with your own data:\n"
             "  dialoop data inspect chats.csv\n"
-            "  dialoop sft --model starter --dataset chats.csv --validation 0.1 --output tuned\n"
+            "  dialoop sft --model starter --dataset chats.csv --validation 0.1 -o tuned\n"
             "  dialoop evaluate --model tuned --compare starter --dataset other.csv -o report\n"
             "  dialoop merge --model tuned -o merged\n"
             "  dialoop serve --model merged\n"
