@@ -83,3 +83,37 @@ def test_the_json_has_the_promised_fields() -> None:
     promised = {"loss_before", "loss_after", "seconds", "served", "answers"}
     assert promised <= set(QuickstartResult.model_fields)
     assert set(Answer.model_fields) == {"question", "before", "after"}
+
+
+def test_the_summary_keeps_every_character_of_an_answer() -> None:
+    from rich.console import Console
+
+    from dialoop.quickstart.spec import Answer, QuickstartResult
+
+    chinese = "\u8fd4" * 60
+    result = QuickstartResult(
+        loss_before=3.0,
+        loss_after=1.5,
+        seconds=100,
+        served=True,
+        answers=[Answer(question="q [bold]", before="", after=chinese)],
+        checks_before=0,
+        checks_after=1,
+        train_dialogues=2,
+        held_out_dialogues=1,
+        reused=[],
+        stage_seconds={},
+        download_seconds=1,
+        client="openai 3",
+        adapter=Path("a"),
+        model=Path("m"),
+        report=Path("r"),
+    )
+    console = Console(width=80, no_color=True)
+    with console.capture() as captured:
+        console.print(result.text())
+    shown = captured.get()
+    assert shown.count("\u8fd4") == 60
+    assert "q [bold]" in shown
+    assert "3.000 -> 1.500 (-50 %)" in shown
+    assert "0 -> 1 of 1" in shown
