@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,15 @@ def test_a_talk_from_greeting_to_exit(checkpoint: Path) -> None:
     assert HELP + "\n" in shown
 
 
+@pytest.fixture
+def python_s_own_ctrl_c() -> Iterator[None]:
+    """What a program started in a terminal has; a test runner in the background may differ."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("python_s_own_ctrl_c")
 def test_ctrl_c_stops_the_answer_and_not_the_program(checkpoint: Path) -> None:
     shown: list[str] = []
     asked: list[str] = []
