@@ -60,6 +60,23 @@ def find(wanted: str = "auto") -> Device:
     )
 
 
+def by_number(wanted: str) -> str:
+    """The name of a device that may be given as a bare number, which is that accelerator.
+
+    Raises:
+        MachineError: a number was given and there is no accelerator.
+    """
+    if not wanted.isdigit():
+        return wanted
+    kind = find().kind
+    if kind == "cpu":
+        raise MachineError(
+            f"accelerator {wanted} is not on this machine",
+            hint="leave the device out to work on the CPU",
+        )
+    return f"{kind}:{wanted}"
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was told; nothing to wait for on a CPU."""
     import torch

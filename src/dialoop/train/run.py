@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dialoop.chat.template import Template
 from dialoop.core import device as devices
 from dialoop.core import env, jobfile
-from dialoop.core.errors import MachineError, UserError
+from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, JsonLinesSink, Note, Stage, join
 from dialoop.core.files import lock_folder, machine_errors, write_text
 from dialoop.data import load as data_load
@@ -62,7 +62,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     from dialoop.train import report
     from dialoop.train.loop import Loop
 
-    device = devices.find(_device_name(job.device))
+    device = devices.find(devices.by_number(job.device))
     dtype = job.dtype if job.dtype != "auto" else "bf16" if device.supports_bf16 else "fp32"
     _set_threads(job)
     emit(Stage("model"))
@@ -96,19 +96,6 @@ def _refuse_leftovers(job: TrainJob) -> None:
             f"`{job.output}` holds an earlier run",
             hint="go on with it by --resume, or choose another --output",
         )
-
-
-def _device_name(wanted: str) -> str:
-    """A bare number, as `--gpu_ids 0` gives, is that accelerator."""
-    if not wanted.isdigit():
-        return wanted
-    kind = devices.find("auto").kind
-    if kind == "cpu":
-        raise MachineError(
-            f"accelerator {wanted} is not on this machine",
-            hint="leave the device out to train on the CPU",
-        )
-    return f"{kind}:{wanted}"
 
 
 def _set_threads(job: TrainJob) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -12,6 +12,9 @@ from dialoop.train.objectives import Objective
 from dialoop.train.objectives.sft import Sft
 from dialoop.train.tuners import Tuner
 from dialoop.train.tuners.lora import Lora
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class Optim(Spec, frozen=True):
@@ -157,11 +160,20 @@ class TrainResult(Result, frozen=True):
 class TrainPlan(Result, frozen=True):
     """What a job would do."""
 
-    lines: tuple[str, ...]
+    lines: dict[str, str]
+    """What is on and off and why, by subject."""
     memory_bytes: int
     trained_parameters: int
     total_parameters: int
 
-    def text(self) -> str:
-        """The plan, one fact a line."""
-        return "\n".join(self.lines)
+    def text(self) -> "RenderableType":
+        """Subject and fact, one a row."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for subject, fact in self.lines.items():
+            table.add_row(subject, Text(fact))
+        return table

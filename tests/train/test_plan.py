@@ -1,0 +1,64 @@
+"""A plan tells what a job would do, without weights and without the device."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dialoop.core import jobfile
+from dialoop.train.plan import measured_flops, plan
+from dialoop.train.spec import TrainJob
+
+GIB = 2**30
+
+
+def job(**changes: object) -> TrainJob:
+    base = {"model": "internlm3-8b", "data": {"dataset": ["alpaca-en"]}, "output": "out"}
+    return jobfile.parse(TrainJob, base | changes)
+
+
+def test_it_counts_what_lora_adds_to_every_linear_layer() -> None:
+    told = plan(job(tuner={"kind": "lora", "rank": 16}, device="cpu"))
+    widths = 2 * (4096 + 4096) + 2 * (4096 + 256) + 3 * (4096 + 10240)
+    assert told.trained_parameters == 16 * 48 * widths
+    assert told.total_parameters == pytest.approx(8.8e9, rel=0.01)
+
+
+def test_memory_is_near_what_was_measured_on_an_h100() -> None:
+    """52.2 GiB allocated at 4096 tokens a row, rank 16, bf16 (docs/experiments.md)."""
+    wanted = job(max_length=4096, dtype="bf16", tuner={"kind": "lora", "rank": 16})
+    assert plan(wanted).memory_bytes / GIB == pytest.approx(52.2, rel=0.05)
+
+
+def test_four_bits_and_recomputing_save_memory() -> None:
+    plain = plan(job(dtype="bf16")).memory_bytes
+    four_bits = plan(job(dtype="bf16", tuner={"kind": "qlora"})).memory_bytes
+    recomputing = plan(job(dtype="bf16", activation_checkpointing=True)).memory_bytes
+    assert four_bits < plain - 9 * GIB
+    assert recomputing < plain - 10 * GIB
+
+
+def test_a_job_too_large_for_its_device_is_told() -> None:
+    told = plan(job(device="cpu", tuner={"kind": "full"}, max_length=32768, batch_size=64))
+    assert "THE JOB MAY NOT FIT" in told.lines["device"]
+
+
+def test_what_is_not_known_is_said() -> None:
+    told = plan(job(device="cuda:77"))
+    assert told.lines["device"].startswith("device `cuda:77` is not on this machine")
+    assert told.lines["time"] == "unknown until the data is here: alpaca-en"
+
+
+def test_time_is_proportional_to_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"text": "a" * 3_999_989}), encoding="utf-8")
+    told = plan(job(model="starter", data={"dataset": [str(path)]}, device="cpu", epochs=2))
+    assert "2,000,00" in told.lines["time"]
+    capped = plan(
+        job(model="starter", data={"dataset": [str(path)]}, device="cpu", max_steps=1, accumulate=1)
+    )
+    assert "for some 2,048 tokens" in capped.lines["time"]
+
+
+def test_the_rate_of_this_machine_is_plausible() -> None:
+    assert 1e9 < measured_flops("cpu", "fp32") < 1e15
