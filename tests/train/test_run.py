@@ -222,3 +222,20 @@ def test_a_damaged_checkpoint_is_named(tiny: Path, dialogues: Path, tmp_path: Pa
 def test_a_length_above_the_model_s_is_refused(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="max_length 100000 is above the model's"):
         run(job(tiny, dialogues, tmp_path / "out", max_length=100_000), events.ignore)
+
+
+def test_token_bounds_of_cleaning_use_the_model_s_tokenizer(
+    tiny: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    data = {"dataset": [str(dialogues)], "cleaning": {"max_tokens": 1}}
+    with pytest.raises(UserError, match="gives no usable row"):
+        run(job(tiny, dialogues, tmp_path / "out", data=data), events.ignore)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_the_folder_free(
+    tiny: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="matches the LoRA target `nothing`"):
+        tuner = {"kind": "lora", "target_modules": ["nothing"]}
+        run(job(tiny, dialogues, tmp_path / "out", tuner=tuner), events.ignore)
+    assert run(job(tiny, dialogues, tmp_path / "out", max_steps=1), events.ignore).steps == 1

@@ -85,7 +85,7 @@ class Loop:
             else:
                 self.at = dataclasses.replace(self.at, epoch=self.at.epoch + 1, bin=0)
         if checkpoint.newest(self.checkpoints) != self._path(self.at.step):
-            self._measure_and_save(measure=True, save=True)
+            self._measure_and_save(measure=False, save=True)
         if self.at.best_step is not None and self.at.best_step != self.at.step:
             checkpoint.load_weights(self._path(self.at.best_step), self.model)
         self.model.eval()

@@ -150,7 +150,7 @@ def measured_flops(device: str, dtype: str) -> float:
     for _ in range(4):  # the first one warms up
         devices.synchronize(place)
         start = time.perf_counter()
-        a @ a
+        _ = a @ a
         devices.synchronize(place)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

@@ -47,7 +47,7 @@ def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
         MachineError: the machine lacks a device, space or permission.
     """
     with lock_folder(job.output, "run"):
-        _refuse_leftovers(job)
+        _begin(job)
         write_text(job.output / "job.yaml", jobfile.dump(job))
         log = JsonLinesSink(job.output / "events.jsonl")
         curves = TensorBoardSink(job.output / "tensorboard")
@@ -69,7 +69,12 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     folder = sources.resolve(job.model, emit)
     emit(Stage("data"))
     template = Template.from_folder(folder)
-    loaded = data_load.load(job.data, emit)
+    loaded = data_load.load(
+        job.data,
+        emit,
+        count_tokens=lambda text: len(template.tokenizer.encode(text)),
+        tokenizer_digest=template.tokenizer.digest,
+    )
     shutil.copyfile(loaded.rejected, job.output / "rejected.jsonl")
     rows = _rows(job, loaded.train, template, emit)
     held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
@@ -90,12 +95,17 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     return result
 
 
-def _refuse_leftovers(job: TrainJob) -> None:
-    if not job.resume and (job.output / "job.yaml").exists():
+def _begin(job: TrainJob) -> None:
+    """Refuse a folder that holds something trained; clear what a run left that never got there."""
+    if job.resume:
+        return
+    if (job.output / "report.html").exists() or any((job.output / "checkpoints").glob("step-*")):
         raise UserError(
             f"`{job.output}` holds an earlier run",
             hint="go on with it by --resume, or choose another --output",
         )
+    (job.output / "events.jsonl").unlink(missing_ok=True)
+    shutil.rmtree(job.output / "tensorboard", ignore_errors=True)
 
 
 def _set_threads(job: TrainJob) -> None:

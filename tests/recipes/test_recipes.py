@@ -1,0 +1,44 @@
+"""Every recipe runs two steps, on a tiny model and data of its kind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.tiny import make_tiny_checkpoint
+
+from dialoop.core import events, jobfile
+from dialoop.train.run import run
+from dialoop.train.spec import TrainJob
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes tells which kernels a CPU lacks
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs_two_steps(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
+    make_tiny_checkpoint(tmp_path / "tiny")
+    data = tmp_path / "data.jsonl"
+    lines = [{"query": f"price of lamp {n}", "response": f"{n} dollars"} for n in range(200)]
+    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe["data"]["dataset"] = [str(data)]
+    changes = {"model": str(tmp_path / "tiny"), "output": str(tmp_path / "out"), "max_steps": 2}
+    small = {"max_length": 128, "device": "cpu", "workers": 1, "dtype": "fp32", "accumulate": 1}
+    result = run(jobfile.parse(TrainJob, recipe | changes | small), events.ignore)
+    assert result.steps == 2
+    assert result.report.exists()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_files_of_a_recipe_are_there(path: Path) -> None:
+    job = jobfile.load(TrainJob, path)
+    for name in job.data.dataset:
+        assert "/" not in name or (path.parents[1] / name).exists()
