@@ -235,7 +235,7 @@ def test_token_bounds_of_cleaning_use_the_model_s_tokenizer(
 def test_a_run_that_failed_before_its_first_checkpoint_leaves_the_folder_free(
     tiny: Path, dialogues: Path, tmp_path: Path
 ) -> None:
+    tuner = {"kind": "lora", "target_modules": ["nothing"]}
     with pytest.raises(UserError, match="matches the LoRA target `nothing`"):
-        tuner = {"kind": "lora", "target_modules": ["nothing"]}
         run(job(tiny, dialogues, tmp_path / "out", tuner=tuner), events.ignore)
     assert run(job(tiny, dialogues, tmp_path / "out", max_steps=1), events.ignore).steps == 1
