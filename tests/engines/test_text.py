@@ -104,3 +104,11 @@ def test_length_is_told_from_stop(tokenizer: Tokenizer, tmp_path: Path) -> None:
     short = Request((5, 6), Sampling(max_tokens=3, temperature=0.0))
     answer = asyncio.run(complete(FakeEngine(tokenizer.encode(TEXT)), tokenizer, short))
     assert (answer.finish, answer.num_tokens) == ("length", 3)
+
+
+def test_an_answer_cut_at_the_limit_ends_with_a_whole_character(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("好\U0001f389")[:-1]
+    assert tokenizer.decode(ids).endswith("\N{REPLACEMENT CHARACTER}")
+    short = Request((5, 6), Sampling(max_tokens=len(ids), temperature=0.0))
+    answer = asyncio.run(complete(FakeEngine(ids), tokenizer, short))
+    assert (answer.text, answer.finish) == ("好", "length")

@@ -111,7 +111,8 @@ class StreamDecoder:
     """Text of ids that come one by one, never with half a character in it.
 
     A character may be spread over several tokens; its bytes wait until it is whole. What was given
-    out is never taken back, and the pieces joined equal the text decoded at once.
+    out is never taken back, and the pieces joined equal the text decoded at once, without the
+    character that the last id leaves unfinished.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
@@ -131,10 +132,10 @@ class StreamDecoder:
         return whole[len(before) :]
 
     def finish(self) -> str:
-        """Return what still waits; an unfinished character shows as U+FFFD."""
+        """Return what still waits; of a character cut in two by the end, nothing."""
         before, whole = self._texts()
         self._window = self._sent = len(self._ids)
-        return whole[len(before) :]
+        return whole[len(before) :].rstrip("\N{REPLACEMENT CHARACTER}")
 
     def _texts(self) -> tuple[str, str]:
         ids, skip = self._ids, self._skip_special
