@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 from tests.core.example import Example
 
-from dialoop.cli.help import sections, spellings, verb_page
+from dialoop.cli.help import sections, spellings, usage, verb_page
 from dialoop.core.fields import by_path
 from dialoop.jobs.catalog import CATALOG, JobKind
 
@@ -63,3 +63,10 @@ def test_every_verb_of_the_catalog_is_whole(verb: str) -> None:
     assert kind.positional is None or kind.positional in paths
     assert callable(kind.load_run())
     assert kind.plan is None or callable(kind.load_plan())
+
+
+def test_usage_tells_one_word_from_many() -> None:
+    shown = [usage(verb, CATALOG[verb]) for verb in ("data inspect", "models pull", "sft")]
+    assert [line.partition(" [--field")[0] for line in shown] == [
+        "dialoop data inspect PATHS ...", "dialoop models pull NAME", "dialoop sft [JOB.yaml]",
+    ]  # fmt: skip

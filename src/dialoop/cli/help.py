@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
-from dialoop.core.fields import Field, fields
+from dialoop.core.fields import Field, by_path, fields
 from dialoop.jobs.catalog import CATALOG, Group, JobKind
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def verb_page(verb: str, kind: JobKind) -> RenderableType:
 
 def usage(verb: str, kind: JobKind) -> str:
     """The usage line of a verb."""
-    where = f"{kind.positional.upper()} ..." if kind.positional else "[JOB.yaml]"
+    where = "[JOB.yaml]"
+    if kind.positional:
+        takes_many = by_path(kind.load_spec())[kind.positional].shape == "list"
+        where = kind.positional.upper() + (" ..." if takes_many else "")
     return f"dialoop {verb} {where} [--field value ...] [a.b=value ...]"
 
 

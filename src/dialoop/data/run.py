@@ -75,7 +75,7 @@ def convert(job: ConvertJob, emit: Callable[[Event], None]) -> ConvertResult:
     if above := next((p for p in job.output.parents if p.is_file()), None):
         raise UserError(f"output: `{above}` is a file, not a folder", hint="choose another place")
     spec = _spec(job)
-    template = Template.from_folder(job.model) if job.model else None
+    template = Template.from_folder(Path(job.model)) if job.model else None
     data = gather(spec, emit, *_measure(template))
     report = data.report
     emit(Stage("Write"))
@@ -169,7 +169,7 @@ def inspect(job: InspectJob, emit: Callable[[Event], None]) -> InspectResult:
         MachineError: a package is missing.
     """
     spec = _spec(job)
-    template = Template.from_folder(job.model) if job.model else None
+    template = Template.from_folder(Path(job.model)) if job.model else None
     data = gather(spec, emit, *_measure(template))
     if not data.report.kept:
         return InspectResult(report=data.report, samples=0)
@@ -212,10 +212,11 @@ class ListResult(Result, frozen=True):
 
     def text(self) -> str:
         """A line a data set."""
+        titles = {name: name for name in ("name", "task", "language", "layout", "licence")}
         return "\n".join(
-            f"{d['name']:20} {d['task']:11} {d['language']:7} {d['layout']:15} {d['licence']:16}"
+            f"{d['name']:20} {d['task']:11} {d['language']:8} {d['layout']:15} {d['licence']:16}"
             f" {d['hf'] or d['ms']}"
-            for d in self.datasets
+            for d in [titles | {"hf": "source"}, *self.datasets]
         )
 
 

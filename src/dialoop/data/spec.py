@@ -75,14 +75,15 @@ class ConvertJob(Reading, frozen=True):
     """Files, folders, archives, catalog names."""
     output: Path
     """The JSON Lines file to write; rejected rows go to `NAME.rejected.jsonl` beside it."""
-    model: Path | None = None
-    """Folder of a model, whose tokenizer measures `cleaning.min_tokens` and `max_tokens`."""
+    model: str | None = None
+    """A checkpoint or adapter folder, or a model name; its tokenizer measures
+    `cleaning.min_tokens` and `max_tokens`."""
     seed: int = 42
     """Seed of sampling, where a path ends in `#N`."""
     cleaning: Cleaning = Cleaning()
     """What is taken out or changed on the way."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"o": "output"}
+    aliases: ClassVar[Mapping[str, str]] = {"o": "output", "dataset": "paths"}
 
 
 class InspectJob(Reading, frozen=True):
@@ -90,14 +91,17 @@ class InspectJob(Reading, frozen=True):
 
     paths: list[str] = Field(min_length=1)
     """Files, folders, archives, catalog names."""
-    model: Path | None = None
-    """Folder of a model, whose tokenizer and template give token counts and the mask preview."""
+    model: str | None = None
+    """A checkpoint or adapter folder, or a model name; its tokenizer and template give token
+    counts and the mask preview."""
     samples: int = Field(default=2, ge=0, le=20)
     """How many rows to show with their loss mask."""
     seed: int = 42
     """Seed of sampling, where a path ends in `#N`."""
     cleaning: Cleaning = Cleaning()
     """What would be taken out or changed."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"dataset": "paths"}
 
 
 class ListJob(Spec, frozen=True):

@@ -13,7 +13,7 @@ from dialoop.data.pack import best_fit
 from dialoop.data.tokenize import tokenize
 from dialoop.evaluate.generate import Generator
 from dialoop.evaluate.tasks import HeldOut
-from dialoop.models.load import load_model
+from dialoop.models.load import load_model, text_folder
 from dialoop.train.view import packed_nll, use_packed_attention
 
 if TYPE_CHECKING:
@@ -93,6 +93,6 @@ def open_subject(folder: Path, job: EvaluateJob, emit: Callable[[Event], None]) 
         UserError: the checkpoint is damaged.
         MachineError: the device is not here.
     """
-    template = Template.from_folder(folder)
+    template = Template.from_folder(text_folder(folder))
     model = load_model(folder, device=device.find(job.device), dtype=job.dtype)
     return LoadedSubject(model.eval(), template, job, emit)

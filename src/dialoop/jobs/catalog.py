@@ -64,14 +64,14 @@ CATALOG: dict[str, JobKind] = {
     ),
     "data inspect": JobKind(
         spec="dialoop.data.spec:InspectJob",
-        run="dialoop.data.run:inspect",
+        run="dialoop.jobs.data:inspect",
         summary="layouts, rows, problems by reason, lengths, a preview of the loss mask",
         group="Data and models",
         positional="paths",
     ),
     "data convert": JobKind(
         spec="dialoop.data.spec:ConvertJob",
-        run="dialoop.data.run:convert",
+        run="dialoop.jobs.data:convert",
         summary="canonical JSON Lines, with rejected rows and their reasons beside it",
         group="Data and models",
         positional="paths",

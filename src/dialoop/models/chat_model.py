@@ -12,8 +12,8 @@ from dialoop.chat.message import Message, from_openai, message
 from dialoop.chat.template import Template
 from dialoop.core.device import find
 from dialoop.core.errors import UserError
-from dialoop.models import checkpoint, sources
-from dialoop.models.load import base_of, load_model
+from dialoop.models import sources
+from dialoop.models.load import load_model, text_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class ChatModel:
         """
         folder = sources.resolve(str(name))
         model = load_model(folder, device=find(device), dtype=dtype)
-        texts = _text_folder(folder)
+        texts = text_folder(folder)
         return cls(model, Template.from_folder(texts), texts)
 
     @cached_property
@@ -279,10 +279,3 @@ def _room(model: PreTrainedModel, num_prompt_tokens: int) -> int:
             hint="shorten the dialogue",
         )
     return limit - num_prompt_tokens
-
-
-def _text_folder(folder: Path) -> Path:
-    """Where the tokenizer lies: the adapter's folder when it carries one, else its base's."""
-    if not checkpoint.is_adapter(folder) or (folder / "tokenizer_config.json").is_file():
-        return folder
-    return base_of(folder)

@@ -99,6 +99,17 @@ def base_of(folder: Path) -> Path:
     return found
 
 
+def text_folder(folder: Path) -> Path:
+    """Where the tokenizer lies: the adapter's folder when it carries one, else its base's.
+
+    Raises:
+        UserError: the adapter's base is needed and is not on this machine.
+    """
+    if not checkpoint.is_adapter(folder) or (folder / "tokenizer_config.json").is_file():
+        return folder
+    return base_of(folder)
+
+
 def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put a saved adapter on its base model, in place, once it is known to be the right one.
 

@@ -3,14 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel
 
 from dialoop.core.schema import Result, Spec
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 DTYPE_BYTES: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -103,19 +100,18 @@ class ListResult(Result, frozen=True):
 
     models: tuple[ListedModel, ...]
 
-    def text(self) -> "RenderableType":
-        """A table."""
-        from rich.table import Table
-
-        table = Table(box=None)
-        for column in ("name", "size", "here", "source"):
-            table.add_column(column, no_wrap=True)
-        table.add_column("licence", overflow="fold")
-        for row in self.models:
-            names = "\n".join((row.name, *row.also))
-            size = f"{row.num_parameters / 1e9:.2f} B"
-            table.add_row(names, size, "yes" if row.path else "no", row.source, row.licence)
-        return table
+    def text(self) -> str:
+        """A line a model."""
+        rows = [("name", "size", "here", "licence", "source")]
+        for model in self.models:
+            size = f"{model.num_parameters / 1e9:.2f} B"
+            also = f" (also {', '.join(model.also)})" if model.also else ""
+            here = "yes" if model.path else "no"
+            rows.append((model.name, size, here, model.licence, model.source + also))
+        return "\n".join(
+            f"{name:22} {size:>7}  {here:5} {licence:17} {source}"
+            for name, size, here, licence, source in rows
+        )
 
 
 class ShowResult(Result, frozen=True):
@@ -138,6 +134,17 @@ class ShowResult(Result, frozen=True):
     max_positions: int
     num_parameters: int
     weight_bytes: int
+
+    def text(self) -> str:
+        """A line a fact that is known."""
+        facts = self.model_dump(mode="json") | {
+            "path": self.path or "not on this machine",
+            "tied_embeddings": "yes" if self.tied_embeddings else "no",
+            "num_parameters": f"{self.num_parameters:,}",
+            "weight_bytes": f"{self.weight_bytes:,}",
+        }
+        shown = {name.replace("_", " "): value for name, value in facts.items() if value != ""}
+        return "\n".join(f"{name:18} {value}" for name, value in shown.items())
 
 
 class MergeResult(Result, frozen=True):

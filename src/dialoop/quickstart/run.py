@@ -82,7 +82,7 @@ def _read(files: Material, base: Path, emit: Callable[[Event], None]) -> dict[st
         ("train_dialogues", files.dataset),
         ("held_out_dialogues", files.held_out),
     ):
-        found = inspect(InspectJob(paths=[str(path)], model=base, samples=0), emit)
+        found = inspect(InspectJob(paths=[str(path)], model=str(base), samples=0), emit)
         for line in found.report.lines():
             emit(Note(f"{path.name}: {line}"))
         counts[name] = found.report.kept

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from dialoop.chat.template import Template
 from dialoop.core.events import Stage
 from dialoop.engines.choose import prepare
-from dialoop.models import checkpoint
-from dialoop.models.load import base_of
+from dialoop.models.load import text_folder
 from dialoop.models.sources import resolve
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ async def open_model(
     """
     folder = await asyncio.to_thread(resolve, reference, emit)
     engine = await asyncio.to_thread(prepare, folder, settings, emit)
-    template = Template.from_folder(_template_folder(folder))
+    template = Template.from_folder(text_folder(folder))
     emit(Stage("load the model"))
     await engine.start()
     return OpenModel(_name(reference, folder), folder, engine, template)
@@ -53,9 +52,3 @@ async def open_model(
 
 def _name(reference: str, folder: Path) -> str:
     return folder.name if Path(reference).exists() else reference
-
-
-def _template_folder(folder: Path) -> Path:
-    """The adapter's own tokenizer and template where it has them, else its base's."""
-    is_bare = checkpoint.is_adapter(folder) and not (folder / "tokenizer.json").exists()
-    return base_of(folder) if is_bare else folder
