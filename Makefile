@@ -21,7 +21,8 @@ $(VENV)/.dev-installed: pyproject.toml constraints.txt
 # Lighter than `install`: what the main job needs, and nothing for development.
 $(VENV)/.run-installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH) -e '.[quickstart]'
+	@echo "installing torch and the rest into $(VENV): some minutes, nothing more to see until it is done"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH) -e '.[quickstart]'
 	@touch $@
 
 quickstart: $(VENV)/.run-installed  ## the main job on this machine, end to end
