@@ -22,7 +22,7 @@ def test_text_goes_to_stdout_and_progress_to_stderr() -> None:
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "你好"
     assert done.stderr.splitlines() == [
-        "== trying",
+        "== Trying",
         "rows: 1/2 rows, 50 %",
         "rows: 2/2 rows, 100 %",
         "step 1  loss_nats 2.5  lr 0.1",

@@ -19,6 +19,32 @@ def test_plain_lines_come_seldom_but_the_last_one_always() -> None:
     assert lines == ["train: 0/4 steps, 0 %", "step 0  loss_nats 1", "train: 4/4 steps, 100 %"]
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_validation_is_shown_between_steps_that_are_not(is_terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=is_terminal, width=80, color_system=None)
+    with TerminalSink(console, every_s=1000) as sink:
+        for step in range(3):
+            sink(Metrics(step, {"loss": 1.0}))
+        sink(Metrics(2, {"validation_loss": 2.0}))
+    assert stream.getvalue().splitlines() == ["step 0  loss 1", "step 2  validation_loss 2"]
+
+
+def test_a_stage_measures_its_tasks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 100.0, 110.0])
+    monkeypatch.setattr("dialoop.cli.sinks.time.monotonic", lambda: next(now))
+    stream = io.StringIO()
+    with TerminalSink(Console(file=stream, width=80)) as sink:
+        for title, *done in (("one", 10), ("two", 0, 10)):
+            sink(Stage(title))
+            for count in done:
+                sink(Progress("read", count, 10, "rows"))
+    assert stream.getvalue().splitlines() == [
+        "== One", "read: 10/10 rows, 100 %",
+        "== Two", "read: 0/10 rows, 0 %", "read: 10/10 rows, 100 %, 1/s",
+    ]  # fmt: skip
+
+
 def test_markup_in_messages_is_shown_as_it_is() -> None:
     stream = io.StringIO()
     with TerminalSink(Console(file=stream, width=20)) as sink:
@@ -34,7 +60,7 @@ def test_a_terminal_gets_bars_that_survive_an_error() -> None:
         sink(Progress("train", 1, 4, "steps", "loss 2.1"))
         raise ValueError("stop")
     shown = stream.getvalue()
-    assert "== training" in shown
+    assert "== Training" in shown
     assert "1/4 steps" in shown
     assert "loss 2.1" in shown
     assert shown.rstrip().endswith("\x1b[?25h"), "the cursor must be shown again"

@@ -25,7 +25,8 @@ class TerminalSink:
 
     Args:
         console: where to write; bars are drawn only when it is a terminal.
-        every_s: without a terminal, the least time between two lines of one task.
+        every_s: the least time between two lines of the same numbers, and without a terminal
+            between two lines of one task.
     """
 
     def __init__(self, console: Console, every_s: float = 10.0) -> None:
@@ -35,6 +36,7 @@ class TerminalSink:
         self._tasks: dict[str, TaskID] = {}
         self._shown: dict[str, float] = {}
         self._started: dict[str, float] = {}
+        self._numbers: frozenset[str] = frozenset()
 
     def __enter__(self) -> TerminalSink:
         """Begin; nothing is drawn before the first event."""
@@ -54,7 +56,9 @@ class TerminalSink:
         match event:
             case Stage(title):
                 self.pause()
-                self._line(f"== {title}", "bold")
+                self._shown.clear()
+                self._started.clear()
+                self._line(f"== {title[:1].upper()}{title[1:]}", "bold")
             case Progress():
                 self._progress(event)
             case Metrics():
@@ -96,12 +100,13 @@ class TerminalSink:
         )
 
     def _metrics(self, event: Metrics) -> None:
-        if not self._console.is_terminal:
-            now = time.monotonic()
-            if now - self._shown.get("metrics", -self._every_s) < self._every_s:
-                return
+        """Show other numbers than the last time, such as a validation, at once."""
+        now = time.monotonic()
+        is_due = now - self._shown.get("metrics", -self._every_s) >= self._every_s
+        if is_due or event.values.keys() != self._numbers:
             self._shown["metrics"] = now
-        self._line(metrics_line(event), "")
+            self._line(metrics_line(event), "")
+        self._numbers = frozenset(event.values)
 
     def pause(self) -> None:
         """Take the bars off the screen until the next progress, so that a person may type."""

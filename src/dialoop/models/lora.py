@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dialoop.core.errors import UserError
 from dialoop.core.files import write_text
+from dialoop.models.save import make_readable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,6 +189,7 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
         for side in ("A", "B")
     }
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    make_readable(folder)
     description = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

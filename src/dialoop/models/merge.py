@@ -19,6 +19,7 @@ from dialoop.core.files import new_folder, sha256
 from dialoop.models import checkpoint, lineage, sources
 from dialoop.models.families import write_remote_code
 from dialoop.models.load import attach_adapter, base_of, load_model
+from dialoop.models.save import make_readable
 from dialoop.models.spec import MergeResult
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
     result = _compare(before, after, dtype, job.output, count)
     with new_folder(job.output) as folder:
         model.save_pretrained(folder, max_shard_size=job.max_shard_bytes)
-        for file in folder.glob("*.safetensors"):
-            file.chmod(0o644)
+        make_readable(folder)
         complete(folder, base=base, adapter=adapter)
         del model
         emit(Stage("check what was written"))

@@ -21,6 +21,7 @@ from dialoop.core.events import Progress
 from dialoop.core.files import sha256, write_bytes, write_text
 from dialoop.models.families import internlm3
 from dialoop.models.load import load_model
+from dialoop.models.save import make_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,7 @@ def convert(gguf: Path, folder: Path, licence: bytes, emit: Callable[[Event], No
         tensors[_name(tensor.name)] = _weight(tensor)
         emit(Progress("convert", number, len(reader.tensors), "tensors"))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
+    make_readable(folder)
     _write_tokenizer(facts, folder)
     generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     _write_json(folder / "config.json", CONFIG)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping  # noqa: TC003  pydantic reads the annotation at run time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -124,11 +126,18 @@ class QuickstartResult(Result, frozen=True):
             ("report", str(self.report)),
         ]
 
+    @staticmethod
+    def _activate() -> str:
+        """What lets the shell find `dialoop`, where it does not yet."""
+        return "" if shutil.which("dialoop") else f"  source {sys.prefix}/bin/activate\n"
+
     def _commands(self) -> str:
         return (
             "The same with your own data:\n"
+            f"{self._activate()}"
             "  dialoop data inspect chats.csv\n"
-            "  dialoop sft --model starter --dataset chats.csv --validation 0.1 -o tuned\n"
+            "  dialoop sft --model starter --dataset chats.csv --validation 0.1"
+            " --max_length 512 --accumulate 1 --lr 1e-3 -o tuned\n"
             "  dialoop evaluate --model tuned --compare starter --dataset other.csv -o report\n"
             "  dialoop merge --model tuned -o merged\n"
             "  dialoop serve --model merged\n"
