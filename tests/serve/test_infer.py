@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engines.contract import make_adapter
 
 from dialoop.chat.message import message
 from dialoop.core.errors import UserError
@@ -99,6 +100,20 @@ def test_an_output_of_other_settings_is_not_mixed_up(checkpoint: Path, given: Pa
     with pytest.raises(UserError, match="line 1 is no answer of this model with these settings"):
         run(job(checkpoint, given, max_new_tokens=9), ignore)
     assert lines(given) == before
+
+
+def test_an_adapter_answers_and_another_one_is_not_mixed_up(
+    checkpoint: Path, given: Path, tmp_path: Path
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", checkpoint)
+    first = run(job(adapter, given), ignore)
+    assert (first.answered, first.failed) == (4, 1)
+    assert run(job(adapter, given), ignore).kept == 4
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["lora_alpha"] *= 2
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="line 1 is no answer of this model with these settings"):
+        run(job(adapter, given), ignore)
 
 
 def test_a_file_that_is_no_output_is_not_overwritten(checkpoint: Path, given: Path) -> None:

@@ -20,13 +20,14 @@ import orjson
 from dialoop.chat.message import Message, message, to_openai
 from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, Note, Progress
-from dialoop.core.files import machine_errors, write_bytes
+from dialoop.core.files import machine_errors, sha256, write_bytes
 from dialoop.core.schema import Result
 from dialoop.data.load import load
 from dialoop.data.spec import DataSpec, Reading
 from dialoop.engines import Request, Sampling
 from dialoop.engines.text import complete
 from dialoop.models import checkpoint
+from dialoop.models.load import base_of
 from dialoop.serve.model import OpenModel, open_model
 from dialoop.serve.openai import usage
 
@@ -176,7 +177,15 @@ def _lines(items: Iterable[Json]) -> bytes:
 def _run_key(job: InferJob, model: OpenModel) -> str:
     """What the answers depend on beside the row."""
     settings = (job.max_new_tokens, job.temperature, job.top_p, job.seed, job.stop, job.system)
-    return _digest(checkpoint.fingerprint(model.folder), model.template.digest, settings)
+    return _digest(*_weights(model.folder), model.template.digest, settings)
+
+
+def _weights(folder: Path) -> tuple[str, ...]:
+    """What tells a model's weights apart: an adapter's files beside its base's."""
+    if not checkpoint.is_adapter(folder):
+        return (checkpoint.fingerprint(folder),)
+    files = (folder / checkpoint.ADAPTER, folder / "adapter_model.safetensors")
+    return (checkpoint.fingerprint(base_of(folder)), *(sha256(file) for file in files))
 
 
 def read_done(output: Path, run_key: str) -> dict[str, Json]:
