@@ -54,6 +54,7 @@ def test_scores_stand_side_by_side() -> None:
     assert loss.shares == (1.0, 0.5)
     assert loss.change == "-50.0 % (better)"
     assert tokens.change == ""
+    assert (loss.is_judged, tokens.is_judged) == (True, False)
     assert score_rows(result(alone=True))[0].values == ("1.5",)
 
 
@@ -68,6 +69,7 @@ def test_html_is_self_contained_and_escapes_what_others_wrote() -> None:
     assert "&lt;script&gt;" in page
     assert "{{ 1 + 1 }}" in page
     assert "width:50.0%" in page
+    assert '<p class="soft">target tokens 1200</p>' in page, "a count is no bar"
     assert "prefers-color-scheme: dark" in page
     assert "mind the tokenizers" in page
 

@@ -21,6 +21,8 @@ class Score(BaseModel, frozen=True):
     unit: str
     better: Literal["lower", "higher", "neither"]
     """Which direction is an improvement; `neither` for counts."""
+    best: float | None = None
+    """The largest value that there can be; None where there is no bound."""
 
 
 class Case(BaseModel, frozen=True):
@@ -115,7 +117,9 @@ class ScoreRow(BaseModel, frozen=True):
     unit: str
     values: tuple[str, ...]
     shares: tuple[float, ...]
-    """Each value as a share of the largest, 0 to 1: the length of its bar."""
+    """Each value as a share of the best or the largest, 0 to 1: the length of its bar."""
+    is_judged: bool
+    """Whether a direction is an improvement; else it is a count."""
     change: str
     """From the compared checkpoint to the model: `-41.2 % (better)`; empty with one checkpoint."""
     verdict: Literal["better", "worse", "same", ""] = ""
@@ -155,7 +159,7 @@ def case_rows(result: EvaluateResult, task: str) -> list[CaseRow]:
 
 
 def _score_row(task: str, score: Score, values: list[float]) -> ScoreRow:
-    largest = max(abs(v) for v in values) or 1.0
+    largest = score.best or max(abs(v) for v in values) or 1.0
     change, verdict = "", ""
     if len(values) == 2 and score.better != "neither":
         verdict = _verdict(score, *values)
@@ -166,6 +170,7 @@ def _score_row(task: str, score: Score, values: list[float]) -> ScoreRow:
         unit=score.unit,
         values=tuple(_number(v) for v in values),
         shares=tuple(abs(v) / largest for v in values),
+        is_judged=score.better != "neither",
         change=change,
         verdict=verdict,
     )

@@ -57,7 +57,7 @@ def run(job: QuickstartJob, emit: Callable[[Event], None]) -> QuickstartResult:
         counts = stages.timed("read", lambda: _read(files, base, stages.clock))
         adapter = _tune(job, files, base, stages)
         merged = _merge(job, adapter, stages)
-        report, measured = _evaluate(job, files, base, merged, stages)
+        report, measured = _evaluate(job, files, merged, stages)
         after = stages.timed("serve", lambda: _serve(job, merged, questions, stages.clock))
         stages.clock(Artifact("report", str(report / "report.html")))
         made = _Made(adapter, merged, report, measured)
@@ -91,7 +91,7 @@ def _read(files: Material, base: Path, emit: Callable[[Event], None]) -> dict[st
 
 def _tune(job: QuickstartJob, files: Material, base: Path, stages: Stages) -> Path:
     def make(folder: Path) -> TrainResult:
-        return train(_train_job(job, files, base, folder), stages.clock)
+        return train(_train_job(job, files, folder), stages.clock)
 
     settings = job.model_dump(include={"epochs", "rank", "lr", "max_length", "device"})
     inputs = {
@@ -103,14 +103,14 @@ def _tune(job: QuickstartJob, files: Material, base: Path, stages: Stages) -> Pa
     return stages.once("tuned", inputs, TrainResult, make)[0]
 
 
-def _train_job(job: QuickstartJob, files: Material, base: Path, folder: Path) -> TrainJob:
+def _train_job(job: QuickstartJob, files: Material, folder: Path) -> TrainJob:
     return TrainJob(
-        model=str(base),
+        model=job.model,
         data=DataSpec(dataset=[str(files.dataset)]),
         output=folder,
         tuner=Lora(rank=job.rank),
         optim=Optim(lr=job.lr, warmup=0.05, min_lr_ratio=0.05),
-        saving=Saving(keep=1),
+        saving=Saving(keep=1, save_steps=25),  # about a minute is lost when interrupted
         max_length=job.max_length,
         accumulate=1,
         epochs=job.epochs,
@@ -127,12 +127,12 @@ def _merge(job: QuickstartJob, adapter: Path, stages: Stages) -> Path:
 
 
 def _evaluate(
-    job: QuickstartJob, files: Material, base: Path, merged: Path, stages: Stages
+    job: QuickstartJob, files: Material, merged: Path, stages: Stages
 ) -> tuple[Path, EvaluateResult]:
     def make(folder: Path) -> EvaluateResult:
         asked = EvaluateJob(
             model=str(merged),
-            compare=str(base),
+            compare=job.model,
             dataset=[str(files.held_out)],
             suite=[files.suite],
             tasks=[Loss(), Suite()],

@@ -35,7 +35,13 @@ class Suite(Task, frozen=True):
         return Measured(
             task=self.kind,
             scores=(
-                Score(name="checks passed", value=passed, unit="questions", better="higher"),
+                Score(
+                    name="checks passed",
+                    value=passed,
+                    unit="questions",
+                    better="higher",
+                    best=len(cases),
+                ),
                 Score(name="checks", value=len(cases), unit="questions", better="neither"),
             ),
             cases=cases,
