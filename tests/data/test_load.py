@@ -120,8 +120,9 @@ def test_wrong_requests_say_what_to_do(twenty: str, tmp_path: Path, to_canonical
         assert caught.value.hint
     useless = tmp_path / "useless.jsonl"
     useless.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
-    with pytest.raises(UserError, match="gives no usable row"):
+    with pytest.raises(UserError, match="gives no usable row") as nothing:
         to_canonical(useless)
+    assert f"dialoop data inspect {useless}" in str(nothing.value.hint)
     rejected = (tmp_path / "out.rejected.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(rejected[1]) == {
         "file": str(useless), "line": 2, "reason": "no known layout: columns a",
@@ -172,4 +173,7 @@ def test_inspect_counts_without_a_model_and_when_nothing_is_usable(
     assert (result.samples, result.tokens, result.report.layouts) == (20, None, {"query": 20})
     useless = tmp_path / "useless.jsonl"
     useless.write_text('{"a": 1}\n', encoding="utf-8")
-    assert inspect(InspectJob(paths=[str(useless)]), ignore).report.rejected == 1
+    report = inspect(InspectJob(paths=[str(useless)]), ignore).report
+    assert report.rejected == 1
+    assert "--columns THEIR_NAME=query" in report.lines()[-1]
+    assert not any("--columns" in line for line in result.report.lines())

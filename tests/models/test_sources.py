@@ -88,6 +88,7 @@ def test_list_and_show(home: Path) -> None:
     assert rows["starter"].source == "registry://starter"
     shown = show(ShowJob(name="internlm3-8b"), ignore)
     assert (shown.licence, shown.num_layers) == ("Apache-2.0", 48)
+    assert "not on this machine" in shown.text()
     assert shown.path is None
 
 

@@ -118,7 +118,8 @@ def choose(spec: DataSpec, data: Gathered) -> Loaded:
     Raises:
         UserError: a data set gives no usable row, or weights and shares are not ones.
     """
-    train, validation = _rows(spec, np.load(data.folder / "index.npz"), len(spec.dataset))
+    with np.load(data.folder / "index.npz") as index:
+        train, validation = _rows(spec, index, len(spec.dataset))
     return Loaded(
         SampleSet(data.folder, train),
         SampleSet(data.folder, validation),
@@ -138,7 +139,8 @@ def _rows(spec: DataSpec, index: Any, num_train_sets: int) -> tuple[np.ndarray, 
         rows = np.flatnonzero(sets == number)
         if not len(rows):
             raise UserError(
-                f"`{spec.dataset[number]}` gives no usable row", hint="run `dialoop data inspect`"
+                f"`{spec.dataset[number]}` gives no usable row",
+                hint=f"see why with `dialoop data inspect {_count_of(spec.dataset[number])[0]}`",
             )
         picked.append(rows if count is None else rows[mix.take(len(rows), count, rng)])
     if spec.weights:

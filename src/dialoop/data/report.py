@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 NUM_EXAMPLES = 3
+NO_LAYOUT = "no known layout"
+"""The reason that naming columns may help with."""
 Outcome = Literal["rejected", "duplicates", "filtered"]
 
 
@@ -72,6 +74,8 @@ class DataReport(BaseModel, frozen=True):
                 f"  {e.file}:{e.line}" + (f" ({e.detail[:120]})" if e.detail else "")
                 for e in item.examples
             ]
+        if any(item.reason == NO_LAYOUT for item in self.reasons):
+            out.append("say what its columns are: --columns THEIR_NAME=query OTHER_NAME=response")
         out += [f"skipped: {file}: {why}" for file, why in list(self.skipped.items())[:20]]
         return out
 

@@ -102,15 +102,15 @@ class ListResult(Result, frozen=True):
 
     def text(self) -> str:
         """A line a model."""
-        rows = [("name", "size", "here", "licence", "source")]
+        rows = [("name", "size", "here", "source", "licence")]
         for model in self.models:
             size = f"{model.num_parameters / 1e9:.2f} B"
             also = f" (also {', '.join(model.also)})" if model.also else ""
             here = "yes" if model.path else "no"
-            rows.append((model.name, size, here, model.licence, model.source + also))
+            rows.append((model.name, size, here, model.source, model.licence + also))
         return "\n".join(
-            f"{name:22} {size:>7}  {here:5} {licence:17} {source}"
-            for name, size, here, licence, source in rows
+            f"{name:22} {size:>7}  {here:5} {source:41} {licence}"
+            for name, size, here, source, licence in rows
         )
 
 

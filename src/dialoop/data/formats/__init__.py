@@ -15,6 +15,7 @@ from dialoop.core.errors import UserError
 from dialoop.core.schema import Option, family
 from dialoop.data import turns
 from dialoop.data.columns import RecordError, Row, rename
+from dialoop.data.report import NO_LAYOUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +106,7 @@ def recognise(row: Row, known: Sequence[Format]) -> Format:
     """
     claims = [layout for layout in known if layout.detect(row)]
     if not claims:
-        raise RecordError("no known layout", f"columns {', '.join(map(str, row)) or 'none'}")
+        raise RecordError(NO_LAYOUT, f"columns {', '.join(map(str, row)) or 'none'}")
     if len(claims) > 1:
         names = " and ".join(f"`{layout.kind}`" for layout in claims)
         raise RecordError(f"claimed by two layouts, {names}", f"columns {', '.join(row)}")
