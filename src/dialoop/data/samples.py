@@ -27,9 +27,9 @@ class SampleSet(Collection[Sample]):
     def __init__(self, folder: Path, rows: np.ndarray) -> None:
         self._folder = folder
         self._rows = rows
-        index = np.load(folder / "index.npz")
-        self._offsets, self._files, self._lines = index["offsets"], index["files"], index["lines"]
-        self._hashes = index["hashes"]
+        with np.load(folder / "index.npz") as index:
+            self._offsets, self._hashes = index["offsets"], index["hashes"]
+            self._files, self._lines = index["files"], index["lines"]
         self._names: list[str] = json.loads((folder / "files.json").read_text(encoding="utf-8"))
 
     def __len__(self) -> int:
