@@ -36,11 +36,12 @@ def write(job: TrainJob, result: TrainResult) -> None:
     """Write `report.html` from the run's event log."""
     curves = read_curves(job)
     rows = "".join(
-        f"<tr><td>{escape(name.replace('_', ' '))}</td><td>{escape(_show(value))}</td></tr>"
-        for name, value in result.model_dump(mode="json").items()
+        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
+        for name, value in _facts(result).items()
     )
     figures = "".join(_figure(_TITLES[n], curves[n]) for n in _TITLES if curves.get(n))
-    title = escape(f"{job.objective.kind} of {job.model} by {job.tuner.kind}")
+    model = job.model.rstrip("/").rpartition("/")[2]
+    title = escape(f"{model}: {job.objective.kind} by {job.tuner.kind}")
     write_text(
         result.report,
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -61,8 +62,19 @@ def read_curves(job: TrainJob) -> dict[str, Points]:
     return {name: sorted(points.items()) for name, points in curves.items()}
 
 
-def _show(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+def _facts(result: TrainResult) -> dict[str, str]:
+    facts = {
+        "Saved in": str(result.output),
+        "Steps": f"{result.steps:,} ({result.epochs:.2f} epochs)",
+        "Tokens": f"{result.tokens:,}, none of them padding",
+        "Time": f"{result.seconds / 60:.1f} minutes, {result.tokens_per_s:,.0f} tokens a second",
+        "Training loss": f"{result.train_loss:.4f} nats a token, mean of the last epoch",
+        "Peak memory": f"{result.peak_memory_bytes / 2**30:.2f} GiB",
+    }
+    if result.validation_loss is not None:
+        best = f"{result.validation_loss:.4f} nats a token, at step {result.best_step}"
+        facts["Held-out loss"] = f"{best}: these weights were saved"
+    return facts
 
 
 def _figure(title: str, points: Points) -> str:
@@ -76,7 +88,8 @@ def _figure(title: str, points: Points) -> str:
     dot = "<circle cx=70 cy=180 r=3 />" if len(points) == 1 else ""
     return (
         f"<figure><figcaption>{title}</figcaption><svg viewBox='0 0 800 210'>"
-        f"<text x=4 y=24>{high:.4g}</text><text x=4 y=184>{low:.4g}</text>"
-        f"<text x=70 y=204>step {xs[0]:g}</text><text x=720 y=204>{xs[-1]:g}</text>"
+        f"<text x=62 y=24 text-anchor=end>{high:.3g}</text>"
+        f"<text x=62 y=184 text-anchor=end>{low:.3g}</text>"
+        f"<text x=70 y=204>step {xs[0]:g}</text><text x=780 y=204 text-anchor=end>{xs[-1]:g}</text>"
         f"<polyline points='{path}'/>{dot}</svg></figure>"
     )
