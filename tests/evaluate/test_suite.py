@@ -65,5 +65,5 @@ def test_a_wrong_suite_is_refused(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_a_missing_suite_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read suite .*absent\.yaml"):
+    with pytest.raises(UserError, match=r"cannot read suite .*absent\.yaml`: no such file"):
         load_suites([tmp_path / "absent.yaml"])

@@ -122,6 +122,12 @@ def test_a_file_that_is_no_output_is_not_overwritten(checkpoint: Path, given: Pa
     assert given.read_text().endswith("{broken\n")
 
 
+def test_an_output_that_cannot_be_a_file_is_refused_at_once(checkpoint: Path, given: Path) -> None:
+    for output, words in ((given.parent, "is a folder"), (given / "x", "is a file")):
+        with pytest.raises(UserError, match=words):
+            run(job(checkpoint, given, output=str(output)), ignore)
+
+
 def test_the_text_says_how_many() -> None:
     result = InferResult(
         output="o", answered=3, kept=1, failed=0, rejected=2, generated_tokens=50, seconds=2.0

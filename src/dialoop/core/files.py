@@ -24,6 +24,7 @@ def machine_errors(path: Path, doing: str) -> Generator[None]:
     """Turn the operating system's refusals about `path` into errors that say what to do.
 
     Raises:
+        UserError: a file stands where a folder is needed.
         MachineError: the disk is full, or the folder may not be written.
     """
     try:
@@ -32,6 +33,8 @@ def machine_errors(path: Path, doing: str) -> Generator[None]:
         raise
     except Exception as error:
         number = _os_error_number(error)
+        if number in {errno.EEXIST, errno.ENOTDIR}:
+            refuse_file(path)
         if number in {errno.ENOSPC, errno.EDQUOT}:
             free = shutil.disk_usage(_existing(path)).free / 2**20
             raise MachineError(
@@ -44,6 +47,19 @@ def machine_errors(path: Path, doing: str) -> Generator[None]:
                 hint="choose a folder that you may write, or change its owner",
             ) from error
         raise
+
+
+def refuse_file(folder: Path) -> None:
+    """Say early that a folder cannot be made.
+
+    Raises:
+        UserError: a file stands in its place, or above it.
+    """
+    if above := next((p for p in (folder, *folder.parents) if p.is_file()), None):
+        raise UserError(
+            f"`{above}` is a file, and `{folder}` needs a folder there",
+            hint="choose another output",
+        )
 
 
 def write_text(path: Path, text: str) -> None:

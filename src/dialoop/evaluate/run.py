@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dialoop.core import jobfile
 from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, Note, Stage
-from dialoop.core.files import write_text
+from dialoop.core.files import refuse_file, write_text
 from dialoop.core.schema import family
 from dialoop.data.load import load
 from dialoop.data.spec import DataSpec, Reading
@@ -30,9 +30,12 @@ def run(job: EvaluateJob, emit: Callable[[Event], None]) -> EvaluateResult:
     """Measure the checkpoints and write the reports.
 
     Raises:
-        UserError: there is nothing to measure, or a checkpoint or file is wrong.
+        UserError: there is nothing to measure, a checkpoint or file is wrong, or the output is a
+            file.
         MachineError: the device is not here, or the output folder may not be written.
     """
+    if job.output:
+        refuse_file(job.output)
     emit(Stage("read the held-out material"))
     material = _material(job, emit)
     tasks = _tasks(job, material)

@@ -100,7 +100,12 @@ def problems(question: Question, answer: str) -> tuple[str, ...]:
 def _load(path: Path) -> list[Question]:
     try:
         items = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(
+            f"cannot read suite `{path}`: {(error.strerror or str(error)).lower()}",
+            hint="check the path",
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"cannot read suite `{path}`: {error}", hint="give a YAML file in UTF-8"
         ) from error

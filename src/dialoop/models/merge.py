@@ -15,7 +15,7 @@ from dialoop.chat.template import Template
 from dialoop.core.device import find
 from dialoop.core.errors import DialoopError, UserError
 from dialoop.core.events import Artifact, Progress, Stage
-from dialoop.core.files import new_folder, sha256
+from dialoop.core.files import new_folder, refuse_file, sha256
 from dialoop.models import checkpoint, lineage, sources
 from dialoop.models.families import write_remote_code
 from dialoop.models.load import attach_adapter, base_of, load_model
@@ -65,7 +65,8 @@ def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
             f"`{adapter}` holds no adapter, so there is nothing to merge",
             hint="give the folder that holds adapter_config.json",
         )
-    if job.output.exists() and (not job.output.is_dir() or any(job.output.iterdir())):
+    refuse_file(job.output)
+    if job.output.exists() and any(job.output.iterdir()):
         raise UserError(f"`{job.output}` exists already", hint="give another folder with -o")
     base = sources.resolve(job.base, emit) if job.base else base_of(adapter)
     dtype = checkpoint_dtype(base)

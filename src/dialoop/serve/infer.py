@@ -20,7 +20,7 @@ import orjson
 from dialoop.chat.message import Message, message, to_openai
 from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, Note, Progress
-from dialoop.core.files import machine_errors, sha256, write_bytes
+from dialoop.core.files import machine_errors, refuse_file, sha256, write_bytes
 from dialoop.core.schema import Result
 from dialoop.data.load import load
 from dialoop.data.spec import DataSpec, Reading
@@ -82,9 +82,14 @@ def run(job: InferJob, emit: Callable[[Event], None]) -> InferResult:
     """Answer what is not answered yet.
 
     Raises:
-        UserError: the input gives no row, or the output is of another model or other settings.
+        UserError: the input gives no row, or the output is of another model or other settings, or
+            no file.
         MachineError: the output may not be written.
     """
+    output = Path(job.output)
+    refuse_file(output.parent)
+    if output.is_dir():
+        raise UserError(f"output `{output}` is a folder", hint="name a .jsonl file")
     reading = {name: getattr(job, name) for name in Reading.model_fields}
     loaded = load(DataSpec(dataset=[job.input], **reading), emit)
     rejected = loaded.report.rejected
