@@ -33,7 +33,8 @@ def greedy(model: ChatModel) -> str:
 
 def test_greedy_chat_is_transformers_own_generation(model: ChatModel) -> None:
     answer = model.chat(QUESTION, max_new_tokens=24, temperature=0)
-    assert answer == greedy(model)
+    # Of a character that the limit cuts in two, chat gives nothing.
+    assert answer == greedy(model).rstrip("\N{REPLACEMENT CHARACTER}")
     assert answer
 
 
