@@ -239,3 +239,10 @@ def test_a_run_that_failed_before_its_first_checkpoint_leaves_the_folder_free(
     with pytest.raises(UserError, match="matches the LoRA target `nothing`"):
         run(job(tiny, dialogues, tmp_path / "out", tuner=tuner), events.ignore)
     assert run(job(tiny, dialogues, tmp_path / "out", max_steps=1), events.ignore).steps == 1
+
+
+def test_a_run_of_few_steps_is_told(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
+    told: list[events.Event] = []
+    run(job(tiny, dialogues, tmp_path / "few", max_steps=2), told.append)
+    warnings = [e.text for e in told if isinstance(e, events.Note) and e.level == "warning"]
+    assert any("2 optimiser steps, which teach little" in text for text in warnings)

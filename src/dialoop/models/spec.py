@@ -164,6 +164,7 @@ class MergeResult(Result, frozen=True):
         """Two lines."""
         return (
             f"merged {self.num_layers} layers into {self.path}\n"
-            f"logits differ by at most {self.max_difference:.2g} (allowed {self.tolerance:.2g});"
-            f" the same next token at {self.greedy_agreement:.1%} of positions"
+            f"the same next token at {self.greedy_agreement:.1%} of positions; logits differ by at"
+            f" most {self.max_difference:.2g}, within the rounding of their type"
+            f" ({self.tolerance:.2g})"
         )

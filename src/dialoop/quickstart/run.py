@@ -115,7 +115,7 @@ def _train_job(job: QuickstartJob, files: Material, folder: Path) -> TrainJob:
         accumulate=1,
         epochs=job.epochs,
         device=job.device,
-        resume=True,
+        resume=(folder / "checkpoints").is_dir(),
     )
 
 

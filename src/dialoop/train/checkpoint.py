@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dialoop.core.errors import UserError
 from dialoop.core.files import new_folder
+from dialoop.models.save import make_readable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +66,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: P
     with new_folder(path) as new:
         weights = {n: p.detach().cpu().contiguous() for n, p in trained(model).items()}
         save_file(weights, new / "trained.safetensors")
+        make_readable(new)
         state = {"optimizer": optimizer.state_dict(), "random": _random_state()}
         with (new / "state.pt").open("wb") as file:  # a file of ours: a full disk is told as such
             torch.save(state, file)

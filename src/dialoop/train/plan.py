@@ -119,7 +119,7 @@ def _time(job: TrainJob, facts: ModelFacts, place: Place) -> str:
     passes = (6 if job.tuner.kind == "full" else 4) + 2 * job.activation_checkpointing
     rate = SHARE_OF_PEAK * measured_flops(place.device.torch_name, place.dtype)
     minutes = passes * facts.num_parameters * tokens / rate / 60
-    length = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    length = f"{max(1, minutes):.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
     return f"about {length} for some {tokens:,.0f} tokens (estimate)"
 
 

@@ -17,6 +17,7 @@ Points = list[tuple[float, float]]
 _STYLE = """
 :root { color-scheme: light dark; --line: #2563eb; --edge: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }
+h1, td { overflow-wrap: anywhere; }
 table { border-collapse: collapse; } td { padding: .2rem 1.2rem .2rem 0; }
 figure { margin: 1.5rem 0; } svg { width: 100%; height: auto; border: 1px solid var(--edge); }
 polyline { fill: none; stroke: var(--line); stroke-width: 2; }

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from dialoop.train.checkpoint import Position
     from dialoop.train.loop import Loop
 
+FEW_STEPS = 20
+"""Fewer optimiser steps than this are told: on little data the defaults may give one an epoch."""
+
 
 def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     """Tune a model and save what came of it in `job.output`.
@@ -65,9 +68,9 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     device = devices.find(devices.by_number(job.device))
     dtype = job.dtype if job.dtype != "auto" else "bf16" if device.supports_bf16 else "fp32"
     _set_threads(job)
-    emit(Stage("model"))
+    emit(Stage("fetch the model"))
     folder = sources.resolve(job.model, emit)
-    emit(Stage("data"))
+    emit(Stage("read and tokenise the data"))
     template = Template.from_folder(folder)
     loaded = data_load.load(
         job.data,
@@ -84,9 +87,15 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     loop = Loop(job, model, rows, held_out, autocast, emit)
     if job.resume and not loop.resume():
         emit(Note(f"no checkpoint in `{job.output}` yet: starting from the beginning"))
+    if loop.num_steps < FEW_STEPS:
+        emit(Note(
+            f"the whole run is {loop.num_steps} optimiser steps, which teach little: lower"
+            " --accumulate or --max_length, or raise --epochs",
+            "warning",
+        ))  # fmt: skip
     started = time.monotonic()
     at = loop.fit()
-    emit(Stage("save"))
+    emit(Stage("save the result"))
     _save(job, model, folder, dtype, loaded)
     result = _result(job, loop, at, time.monotonic() - started)
     report.write(job, result)
