@@ -76,17 +76,16 @@ def _talk(
     while True:
         try:
             line = read(PROMPT).strip()
+            if line in {"/exit", "/quit"}:
+                return turns
+            if line.startswith("/"):
+                write(dialogue.command(line) + "\n")
+            elif line:
+                turns += _ask(dialogue, line, runner, write)
         except EOFError:
             return turns
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # at the prompt, or between an answer and the next prompt
             write("\n(/exit or Ctrl-D leaves)\n")
-            continue
-        if line in {"/exit", "/quit"}:
-            return turns
-        if line.startswith("/"):
-            write(dialogue.command(line) + "\n")
-        elif line:
-            turns += _ask(dialogue, line, runner, write)
 
 
 def _ask(
