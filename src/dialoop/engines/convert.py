@@ -42,6 +42,8 @@ FAMILIES = ("llama", "internlm3")
 CHECK_TOKENS = 24
 TIE_NATS = 1e-3
 """Two tokens closer than this in float32 may swap by rounding alone; the comparison ends there."""
+ADAPTER_TIE_NATS = 2e-2
+"""The same with an adapter, which OpenVINO fuses in bf16 where the CPU has it (0.008 was seen)."""
 _TEXTS = (
     "What is the capital of France? Answer in one sentence.",
     "def is_prime(n: int) -> bool:\n    ",
@@ -223,15 +225,16 @@ def check(source: Path, model: Path, adapter: Path | None = None) -> Check:
     """
     tokenizer = load_tokenizer(source)
     prompts = [tuple(tokenizer.encode(text)) for text in _TEXTS]
-    expected = _greedy_transformers(adapter or source, prompts)
+    expected = greedy_transformers(adapter or source, prompts)
     found = _greedy_openvino(model, adapter, prompts)
-    return compare(_TEXTS, expected, found)
+    return compare(_TEXTS, expected, found, ADAPTER_TIE_NATS if adapter else TIE_NATS)
 
 
 def compare(
     texts: Sequence[str],
     expected: Sequence[tuple[Sequence[int], Sequence[float]]],
     found: Sequence[Sequence[int]],
+    tie: float = TIE_NATS,
 ) -> Check:
     """Compare answers token by token, each up to its first tie.
 
@@ -239,6 +242,7 @@ def compare(
         texts: the prompts, for the report.
         expected: by prompt: tokens, and by how many nats each beat the next best.
         found: by prompt: tokens of the other side.
+        tie: nats by which a token must beat the next best to be compared.
     """
     compared = 0
     for text, (ids, gaps), answer in zip(texts, expected, found, strict=True):
@@ -246,15 +250,15 @@ def compare(
             compared += 1
             if want == got:
                 continue
-            if gap < TIE_NATS:
+            if gap < tie:
                 break
             where = f"token {n} after {text[:24]!r}: {got}, where transformers has {want}"
             return Check(agrees=False, num_tokens=compared, difference=where)
     return Check(agrees=True, num_tokens=compared)
 
 
-def _greedy_transformers(
-    folder: Path, prompts: list[tuple[int, ...]]
+def greedy_transformers(
+    folder: Path, prompts: Sequence[tuple[int, ...]], num_tokens: int = CHECK_TOKENS
 ) -> list[tuple[list[int], list[float]]]:
     """Tokens, and by how many nats each beat the next best."""
     import torch
@@ -266,8 +270,8 @@ def _greedy_transformers(
             out = model.generate(
                 input_ids=torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=CHECK_TOKENS,
-                min_new_tokens=CHECK_TOKENS,
+                max_new_tokens=num_tokens,
+                min_new_tokens=num_tokens,
                 do_sample=False,
                 return_dict_in_generate=True,
                 output_logits=True,
