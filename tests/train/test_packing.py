@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from tests.tiny import make_tiny_checkpoint
 
-from dialoop.chat.template import Row
 from dialoop.core import device
+from dialoop.data.units import Row, Unit
 from dialoop.models.load import load_model
-from dialoop.train.batch import collate, label_weight
+from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.kernels.cross_entropy import token_nll
 from dialoop.train.view import View, use_packed_attention
 
@@ -24,10 +24,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def documents(lengths: list[int]) -> list[Row]:
+def documents(lengths: list[int]) -> list[Unit]:
     random = np.random.default_rng(0)
     return [
-        Row(random.integers(5, 60, n).astype(np.int32), random.integers(0, 2, n).astype(np.float32))
+        Unit(
+            (
+                Row(
+                    random.integers(5, 60, n).astype(np.int32),
+                    random.integers(0, 2, n).astype(np.float32),
+                ),
+            )
+        )
         for n in lengths
     ]
 
@@ -41,10 +48,10 @@ def test_a_packed_row_has_the_loss_and_gradient_of_its_documents_alone(tiny: Pat
         model.zero_grad()
         loss = 0.0
         for part in [rows] if packed else [[row] for row in rows]:
-            batch = collate(part, torch.device("cpu"), total)
+            batch = collate(part, torch.device("cpu"), Step(total, 1))
             if not len(batch.targets):
                 continue
-            share = (View(model).token_nll(batch) * batch.weights).sum() / batch.step_weight
+            share = batch.token_mean(View(model).token_nll(batch))
             share.backward()
             loss += share.item()
         embedding: Any = model.get_input_embeddings()
@@ -63,24 +70,31 @@ def test_the_loss_is_that_of_transformers(tiny: Path) -> None:
     plain = load_model(tiny, device=device.find("cpu"), dtype="fp32")
     packed = load_model(tiny, device=device.find("cpu"), dtype="fp32")
     use_packed_attention(packed)
-    (row,) = documents([25])
+    (unit,) = documents([25])
+    (row,) = unit.rows
     labels = torch.where(torch.tensor(row.weights) > 0, torch.tensor(row.ids).long(), -100)
     call: Any = plain
     expected = call(input_ids=torch.tensor(row.ids).long()[None], labels=labels[None]).loss
-    batch = collate([row], torch.device("cpu"), 1.0)
+    batch = collate([unit], torch.device("cpu"), Step(1.0, 1))
     assert View(packed).token_nll(batch).mean().item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize("chunk", [3, 64])
-def test_chunked_loss_equals_cross_entropy(is_trained: bool, chunk: int) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_chunked_loss_equals_cross_entropy(is_trained: bool, chunk: int, smoothing: float) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(10, 8, requires_grad=True)
     weight = torch.randn(17, 8, requires_grad=is_trained)
     targets, scale = torch.randint(17, (10,)), torch.rand(10)
-    (token_nll(hidden, weight, targets, chunk=chunk) * scale).sum().backward()
+    nll = token_nll(hidden, weight, targets, smoothing=smoothing, chunk=chunk)
+    (nll * scale).sum().backward()
     got = [hidden.grad, weight.grad]
     hidden.grad = weight.grad = None
-    (F.cross_entropy(hidden @ weight.T, targets, reduction="none") * scale).sum().backward()
+    expected = F.cross_entropy(
+        hidden @ weight.T, targets, reduction="none", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(nll, expected)
+    (expected * scale).sum().backward()
     for ours, theirs in zip(got, [hidden.grad, weight.grad], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Samples to rows of token ids and loss weights: on all cores, cached by content, nothing lost."""
+"""Samples to units of rows of ids and weights: on all cores, cached by content, nothing lost."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dialoop.chat.template import Row, Template
 from dialoop.core.errors import DialoopError, UserError
 from dialoop.core.events import Note, Progress
 from dialoop.core.files import new_folder
 from dialoop.data.sample import Origin
+from dialoop.data.units import Row, Unit, text_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
     from typing import BinaryIO
 
+    from dialoop.chat.template import Template
     from dialoop.core.events import Event
     from dialoop.data.sample import Sample
+    from dialoop.data.units import Encode
 
 __all__ = ["Dropped", "Overlong", "Row", "TokenRows", "tokenize"]
 
@@ -37,7 +39,7 @@ CHUNK = 128
 """Samples that a worker takes at once."""
 FEW = 4 * CHUNK
 """Up to here starting workers takes longer than the work."""
-LAYOUT = 1
+LAYOUT = 2
 """Version of the files below; another version is made anew."""
 
 
@@ -81,8 +83,14 @@ class TokenRows:
         """(n,) tokens of each row."""
         self._ids = _mapped(folder / "ids.i32", np.int32)
         self._weights = _mapped(folder / "weights.f32", np.float32)
+        self._units = np.fromfile(folder / "units.i64", np.int64)
+        self._values = np.fromfile(folder / "values.f32", np.float32)
+        self.unit_lengths: np.ndarray = np.diff(self._starts[self._units])
+        """(u,) tokens of each unit, all its rows together."""
         self.num_targets: int = facts["num_targets"]
         """Tokens with a loss weight above zero."""
+        self.digest: str = facts["digest"]
+        """Identity of the content: samples, template, encoding and limits."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -102,6 +110,16 @@ class TokenRows:
         part = slice(self._starts[number], self._starts[number + 1])
         return Row(self._ids[part], self._weights[part])
 
+    @property
+    def num_units(self) -> int:
+        """How many units there are."""
+        return len(self._values)
+
+    def unit(self, number: int) -> Unit:
+        """Rows that are learned together; `text_units` makes units of one row."""
+        rows = range(self._units[number], self._units[number + 1])
+        return Unit(tuple(map(self.row, rows)), float(self._values[number]))
+
 
 def tokenize(
     samples: Collection[Sample],
@@ -113,11 +131,13 @@ def tokenize(
     cache: Path,
     emit: Callable[[Event], None],
     digest: str,
+    encode: Encode = text_units,
+    encoding: str = "text",
 ) -> TokenRows:
     """Render and tokenise samples, or find the result of an earlier time.
 
     Args:
-        samples: texts and dialogues; another kind of sample is dropped with its reason.
+        samples: what `encode` takes; another kind of sample is dropped with its reason.
         template: the checkpoint's way to write dialogues.
         max_length: tokens that a row may have.
         overlong: what becomes of a longer row: `drop` it, `truncate` its end, `split` it into rows
@@ -126,6 +146,8 @@ def tokenize(
         cache: folder of results, which may be deleted at any time.
         emit: receives progress, and a note about what was dropped or cut.
         digest: content hash of the samples.
+        encode: makes the units of a sample; a function of a module, or a method of a Spec.
+        encoding: its name, for the cache.
 
     Raises:
         UserError: every sample was dropped, or a row is too long and `overlong` is `error`.
@@ -133,13 +155,15 @@ def tokenize(
     """
     if not len(samples):
         raise UserError("no samples to tokenise", hint="check the data with `dialoop data inspect`")
-    key = json.dumps([LAYOUT, digest, template.digest, max_length, overlong])
-    folder = cache / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    key = json.dumps([LAYOUT, digest, template.digest, max_length, overlong, encoding])
+    key = hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = cache / f"rows-{key}"
     if (folder / "rows.json").exists():
         emit(Progress("tokenise", len(samples), len(samples), "rows", "from the cache"))
     else:
-        with new_folder(folder) as temporary, _Writer(temporary) as writer:
-            for results in _results(samples, template, _Limits(max_length, overlong), workers):
+        work = _Work(template, encode, max_length, overlong)
+        with new_folder(folder) as temporary, _Writer(temporary, key) as writer:
+            for results in _results(samples, work, workers):
                 writer.add(results)
                 emit(Progress("tokenise", writer.num_samples, len(samples), "rows"))
             _refuse_if_empty(writer)
@@ -149,17 +173,21 @@ def tokenize(
 
 
 @dataclass(frozen=True, slots=True)
-class _Limits:
+class _Work:
+    """What every worker needs to know."""
+
+    template: Template
+    encode: Encode
     max_length: int
     overlong: Overlong
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What became of one sample: rows, or a reason for having none."""
+    """What became of one sample: units, or a reason for having none."""
 
     origin: Origin | None
-    rows: list[Row] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
     reason: str = ""
     truncated: int = 0
     split: int = 0
@@ -168,9 +196,11 @@ class _Done:
 class _Writer:
     """Appends results to the files of a folder; `rows.json`, written last, makes it whole."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, digest: str) -> None:
+        self._folder, self._digest = folder, digest
         self._starts = [0]
+        self._units = [0]
+        self._values: list[float] = []
         self._num_targets = 0
         self._truncated = self._split = 0
         self.num_samples = 0
@@ -190,13 +220,19 @@ class _Writer:
             self.num_samples += 1
             self._truncated += done.truncated
             self._split += done.split
-            if not done.rows:
+            if not done.units:
                 self.dropped.append(Dropped(done.origin, done.reason))
-            for row in done.rows:
-                row.ids.tofile(self._ids)
-                row.weights.tofile(self._weights)
-                self._starts.append(self._starts[-1] + len(row))
-                self._num_targets += int(np.count_nonzero(row.weights))
+            for unit in done.units:
+                self._add(unit)
+
+    def _add(self, unit: Unit) -> None:
+        for row in unit.rows:
+            row.ids.tofile(self._ids)
+            row.weights.tofile(self._weights)
+            self._starts.append(self._starts[-1] + len(row))
+            self._num_targets += int(np.count_nonzero(row.weights))
+        self._units.append(self.num_rows)
+        self._values.append(unit.value)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ids.close()
@@ -204,6 +240,8 @@ class _Writer:
         if kind is not None:
             return
         np.asarray(self._starts, np.int64).tofile(self._folder / "starts.i64")
+        np.asarray(self._units, np.int64).tofile(self._folder / "units.i64")
+        np.asarray(self._values, np.float32).tofile(self._folder / "values.f32")
         facts = {
             "counts": {
                 "samples": self.num_samples,
@@ -212,6 +250,7 @@ class _Writer:
                 "split": self._split,
             },
             "num_targets": self._num_targets,
+            "digest": self._digest,
             "dropped": [
                 [[item.origin.file, item.origin.line] if item.origin else None, item.reason]
                 for item in self.dropped
@@ -221,14 +260,12 @@ class _Writer:
         (self._folder / "rows.json").write_text(text, encoding="utf-8")
 
 
-def _results(
-    samples: Collection[Sample], template: Template, limits: _Limits, workers: int
-) -> Iterator[list[_Done]]:
+def _results(samples: Collection[Sample], work: _Work, workers: int) -> Iterator[list[_Done]]:
     """Results in the order of the samples, chunk by chunk."""
     chunks = _chunks(samples)
     if workers <= 1 or len(samples) <= FEW:
         for chunk in chunks:
-            yield [_tokenize(sample, template, limits) for sample in chunk]
+            yield [_tokenize(sample, work) for sample in chunk]
         return
     methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in methods else "spawn"
@@ -236,7 +273,7 @@ def _results(
         min(workers, -(-len(samples) // CHUNK)),
         multiprocessing.get_context(method),
         _begin,
-        (template, limits),
+        (work,),
     )
     try:
         waiting = deque(pool.submit(_chunk, chunk) for chunk in islice(chunks, 3 * workers))
@@ -247,17 +284,17 @@ def _results(
         pool.shutdown(cancel_futures=True)
 
 
-_WORK: ContextVar[tuple[Template, _Limits]] = ContextVar("work")
+_WORK: ContextVar[_Work] = ContextVar("work")
 """Within a worker process: what it was started with."""
 
 
-def _begin(template: Template, limits: _Limits) -> None:
-    _WORK.set((template, limits))
+def _begin(work: _Work) -> None:
+    _WORK.set(work)
 
 
 def _chunk(samples: list[Sample]) -> list[_Done]:
-    template, limits = _WORK.get()
-    return [_tokenize(sample, template, limits) for sample in samples]
+    work = _WORK.get()
+    return [_tokenize(sample, work) for sample in samples]
 
 
 def _chunks(samples: Collection[Sample]) -> Iterator[list[Sample]]:
@@ -266,39 +303,40 @@ def _chunks(samples: Collection[Sample]) -> Iterator[list[Sample]]:
         yield chunk
 
 
-def _tokenize(sample: Sample, template: Template, limits: _Limits) -> _Done:
+def _tokenize(sample: Sample, work: _Work) -> _Done:
     try:
-        rows = _rows(sample, template)
+        units = work.encode(sample, work.template)
     except UserError as error:
         return _Done(sample.origin, reason=str(error.args[0]))
-    if not rows:
+    if not units:
         return _Done(sample.origin, reason="no assistant message with a loss weight above zero")
-    out: list[Row] = []
+    out: list[Unit] = []
     truncated = split = 0
-    for row in rows:
-        if len(row) <= limits.max_length:
-            out.append(row)
-        elif limits.overlong == "truncate":
+    for unit in units:
+        if max(map(len, unit.rows)) <= work.max_length:
+            out.append(unit)
+        elif work.overlong == "truncate":
             truncated += 1
-            out += _with_targets(_cut(row, limits.max_length)[:1])
-        elif limits.overlong == "split":
+            out += _truncated(unit, work.max_length)
+        elif work.overlong == "split":
             split += 1
-            out += _with_targets(_cut(row, limits.max_length))
-        elif limits.overlong == "error":
-            raise _too_long(sample, row, limits)
-    reason = "" if out else _why_empty(limits)
+            out += _split(unit, work.max_length)
+        elif work.overlong == "error":
+            raise _too_long(sample, unit, work)
+    reason = "" if out else _why_empty(work)
     return _Done(sample.origin, out, reason, truncated, split)
 
 
-def _rows(sample: Sample, template: Template) -> list[Row]:
-    if sample.kind == "text":
-        row = template.text_row(sample.text or "")
-        if not row.weights.any():
-            raise UserError("the text is empty")
-        return [row]
-    if sample.kind == "dialogue":
-        return template.train_rows(sample.messages, sample.tools)
-    raise UserError(f"a {sample.kind} record cannot be trained on as text")
+def _truncated(unit: Unit, length: int) -> list[Unit]:
+    """The unit with its rows cut off; nothing when a row has no target left."""
+    rows = tuple(_cut(row, length)[0] for row in unit.rows)
+    return [Unit(rows, unit.value)] if all(row.weights.any() for row in rows) else []
+
+
+def _split(unit: Unit, length: int) -> list[Unit]:
+    """A unit for each piece of its one row that has targets."""
+    (row,) = unit.rows
+    return [Unit((part,), unit.value) for part in _cut(row, length) if part.weights.any()]
 
 
 def _cut(row: Row, length: int) -> list[Row]:
@@ -311,20 +349,16 @@ def _cut(row: Row, length: int) -> list[Row]:
     return out
 
 
-def _with_targets(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row.weights.any()]
+def _why_empty(work: _Work) -> str:
+    if work.overlong == "drop":
+        return f"longer than {work.max_length} tokens"
+    return f"no answer within its first {work.max_length} tokens"
 
 
-def _why_empty(limits: _Limits) -> str:
-    if limits.overlong == "drop":
-        return f"longer than {limits.max_length} tokens"
-    return f"no answer within its first {limits.max_length} tokens"
-
-
-def _too_long(sample: Sample, row: Row, limits: _Limits) -> DialoopError:
+def _too_long(sample: Sample, unit: Unit, work: _Work) -> DialoopError:
     where = f"{sample.origin.file}:{sample.origin.line}: " if sample.origin else ""
     return UserError(
-        f"{where}{len(row)} tokens, more than max_length {limits.max_length}",
+        f"{where}{max(map(len, unit.rows))} tokens, more than max_length {work.max_length}",
         hint="raise max_length, or set overlong to drop, truncate or split",
     )
 

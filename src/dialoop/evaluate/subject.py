@@ -58,7 +58,7 @@ class LoadedSubject:
         nats = targets = 0.0
         for n, members in enumerate(bins):
             self.emit(Progress("held-out loss", n, len(bins), "packed rows"))
-            more, weight = packed_nll(self.model, [[rows.row(i) for i in members]])
+            more, weight = packed_nll(self.model, [[rows.unit(i) for i in members]])
             nats, targets = nats + more, targets + weight
         self.emit(Progress("held-out loss", len(bins), len(bins), "packed rows"))
         return HeldOut(nats, targets, len(rows), len(rows.dropped))

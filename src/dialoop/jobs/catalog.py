@@ -118,6 +118,22 @@ CATALOG: dict[str, JobKind] = {
         group="Train",
         preset={"objective": {"kind": "pt"}},
     ),
+    "dpo": JobKind(
+        spec="dialoop.train.spec:TrainJob",
+        run="dialoop.train.run:run",
+        plan="dialoop.train.plan:plan",
+        summary="prefer chosen answers to rejected ones",
+        group="Train",
+        preset={"objective": {"kind": "dpo"}},
+    ),
+    "kto": JobKind(
+        spec="dialoop.train.spec:TrainJob",
+        run="dialoop.train.run:run",
+        plan="dialoop.train.plan:plan",
+        summary="raise wanted answers and lower unwanted ones, judged one by one",
+        group="Train",
+        preset={"objective": {"kind": "kto"}},
+    ),
     "merge": JobKind(
         spec="dialoop.models.spec:MergeJob",
         run="dialoop.models.merge:run",

@@ -17,6 +17,7 @@ import fnmatch
 import json
 import math
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from dialoop.core.files import write_text
 from dialoop.models.save import make_readable
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -124,6 +126,25 @@ class LoraLinear(nn.Module):
 def layers(model: nn.Module) -> dict[str, LoraLinear]:
     """Every adapted layer by its path in the model."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Generator[None]:
+    """Within this, the model answers as its base does.
+
+    Raises:
+        UserError: the model carries no adapter.
+    """
+    found = layers(model).values()
+    if not found:
+        raise UserError("the model carries no adapter that could be switched off")
+    for layer in found:
+        layer.is_enabled = False
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer.is_enabled = True
 
 
 def target_names(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:

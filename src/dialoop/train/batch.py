@@ -1,14 +1,14 @@
-"""Packed rows: what a micro-batch is, and how documents are put into one.
+"""Packed rows: what a micro-batch is, and how units are put into one.
 
-Documents stand one after another in one row; positions start again at each, and attention does not
-cross the bounds. Padding does not exist.
+The rows of all units stand one after another as documents of one packed row; positions start again
+at each, and attention does not cross the bounds. Padding does not exist.
 
-T is the tokens of the row, N its labelled tokens.
+T is the tokens of the packed row, N its labelled tokens, S its documents, U its units.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dialoop.data.tokenize import Row
+    from dialoop.data.units import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all micro-batches of an optimiser step, on all ranks, come to.
+
+    The loss of a step is the sum of what the objective returns for its micro-batches. Means
+    therefore divide by the totals of the whole step, and neither accumulation nor the number of
+    ranks changes a step.
+    """
+
+    weight: float
+    """Sum of the loss weights of all labelled tokens."""
+    num_units: int
+    surveyed: Tensor | None = None
+    """What the objective surveyed, of all micro-batches one after another; see `Objective`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +56,17 @@ class Batch:
     """(N,) int64: the labelled tokens."""
     weights: Tensor
     """(N,) float32: the loss weight of each labelled token."""
-    step_weight: float
-    """Sum of the weights over all micro-batches and ranks of the optimiser step."""
+    documents: Tensor
+    """(N,) int64: the document of each labelled token."""
+    units: Tensor
+    """(S,) int64: the unit of each document."""
+    values: Tensor
+    """(U,) float32: the number that belongs to each unit."""
+    step: Step = field(default_factory=lambda: Step(1.0, 1))
+    place: int = 0
+    """Where this micro-batch begins in what the step surveyed."""
+    reference: Tensor | None = None
+    """(S,) float32: what the reference model gives each document, where that is known."""
 
     @property
     def num_tokens(self) -> int:
@@ -49,31 +74,66 @@ class Batch:
         return self.bounds[-1]
 
     @property
+    def num_documents(self) -> int:
+        """S."""
+        return len(self.bounds) - 1
+
+    @property
+    def num_units(self) -> int:
+        """U."""
+        return len(self.values)
+
+    @property
     def max_seqlen(self) -> int:
         """Tokens of the longest document."""
         return int(np.diff(self.bounds).max())
 
+    def per_document(self, values: Tensor) -> Tensor:
+        """(N,) values of labelled tokens, summed by document: (S,)."""
+        zero = torch.zeros(self.num_documents, dtype=values.dtype, device=values.device)
+        return zero.index_add(0, self.documents, values)
 
-def label_weight(rows: Sequence[Row]) -> float:
-    """Sum of the loss weights of some documents; a first token has nothing that predicts it."""
-    return float(sum(row.weights[1:].sum(dtype=np.float64) for row in rows))
+    def token_mean(self, values: Tensor) -> Tensor:
+        """This micro-batch's share of the step's weighted mean over tokens; (N,) to ()."""
+        return (values * self.weights).sum() / self.step.weight
+
+    def unit_mean(self, values: Tensor) -> Tensor:
+        """This micro-batch's share of the step's mean over units; (U,) to ()."""
+        return values.sum() / self.step.num_units
 
 
-def collate(rows: Sequence[Row], device: torch.device, step_weight: float) -> Batch:
-    """Put documents into one packed row.
+def label_weight(units: Sequence[Unit]) -> float:
+    """Sum of the loss weights of some units; a first token has nothing that predicts it."""
+    return float(sum(row.weights[1:].sum(dtype=np.float64) for unit in units for row in unit.rows))
+
+
+def collate(
+    units: Sequence[Unit],
+    device: torch.device,
+    step: Step,
+    *,
+    place: int = 0,
+    reference: np.ndarray | None = None,
+) -> Batch:
+    """Put units into one packed row.
 
     Args:
-        rows: the documents, each at least one token.
+        units: what to pack; each row has at least one token.
         device: where the tensors go.
-        step_weight: the sum of label weights over the whole optimiser step.
+        step: the totals of the whole optimiser step.
+        place: where these units begin in what the step surveyed.
+        reference: (S,) float32, what the reference model gave their rows.
     """
-    lengths = [len(row.ids) for row in rows]
+    rows = [row for unit in units for row in unit.rows]
+    lengths = [len(row) for row in rows]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     weights = np.concatenate([row.weights for row in rows]).astype(np.float32)
     weights[bounds[:-1]] = 0
     labelled = np.flatnonzero(weights)
     ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
     positions = np.concatenate([np.arange(n) for n in lengths])
+    documents = np.repeat(np.arange(len(rows)), lengths)
+    owners = np.repeat(np.arange(len(units)), [len(unit.rows) for unit in units])
 
     def send(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
@@ -86,5 +146,10 @@ def collate(rows: Sequence[Row], device: torch.device, step_weight: float) -> Ba
         rows=send(labelled - 1),
         targets=send(ids[labelled]),
         weights=send(weights[labelled]),
-        step_weight=step_weight,
+        documents=send(documents[labelled]),
+        units=send(owners),
+        values=send(np.asarray([unit.value for unit in units], np.float32)),
+        step=step,
+        place=place,
+        reference=None if reference is None else send(reference.astype(np.float32)),
     )

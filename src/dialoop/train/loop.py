@@ -12,21 +12,50 @@ import torch
 from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, Metrics, Progress
 from dialoop.train import checkpoint
-from dialoop.train.batch import collate, label_weight
+from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.checkpoint import Position
 from dialoop.train.schedule import epoch_bins, rate
-from dialoop.train.view import View, packed_nll
+from dialoop.train.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from dialoop.core.events import Event
     from dialoop.data.tokenize import TokenRows
-    from dialoop.train.batch import Batch
+    from dialoop.data.units import Unit
+    from dialoop.train.reference import References
     from dialoop.train.spec import TrainJob
+
+
+class TrainingSet:
+    """Units by number, and what the reference model gave them.
+
+    Args:
+        rows: the tokenised data.
+        references: of the units' rows, where the objective needs one and it was computed before.
+        survey_references: the same of what is surveyed.
+    """
+
+    def __init__(
+        self,
+        rows: TokenRows,
+        references: References | None = None,
+        survey_references: References | None = None,
+    ) -> None:
+        self._rows = rows
+        self.lengths = rows.unit_lengths
+        """(u,) tokens of each unit."""
+        self.references, self.survey_references = references, survey_references
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> Unit:
+        return self._rows.unit(number)
 
 
 class Loop:
@@ -35,8 +64,8 @@ class Loop:
     Args:
         job: what was asked.
         model: prepared by its tuner, with packed attention.
-        rows: the training documents.
-        held_out: the validation documents, or None.
+        rows: the training units.
+        held_out: the validation units, or None.
         autocast: compute type where the trained weights are wider; None computes in their own.
         emit: receives events.
     """
@@ -45,14 +74,15 @@ class Loop:
         self,
         job: TrainJob,
         model: PreTrainedModel,
-        rows: TokenRows,
-        held_out: TokenRows | None,
+        rows: TrainingSet,
+        held_out: TrainingSet | None,
         autocast: torch.dtype | None,
         emit: Callable[[Event], None],
     ) -> None:
         self.job, self.model, self.rows, self.held_out = job, model, rows, held_out
         self.emit, self.autocast = emit, autocast
         self.device = next(model.parameters()).device
+        self.objective = job.objective
         self.capacity = job.batch_size * job.max_length
         self.checkpoints: Path = job.output / "checkpoints"
         self.optimizer = _optimizer(job, model)
@@ -92,7 +122,11 @@ class Loop:
         return self.at
 
     def _bins(self, epoch: int) -> list[list[int]]:
-        return epoch_bins(self.rows.lengths, self.capacity, self.job.seed, epoch)
+        return epoch_bins(self.rows.lengths, self._room(self.rows), self.job.seed, epoch)
+
+    def _room(self, units: TrainingSet) -> int:
+        """Tokens of a packed row: as asked, and never less than the longest unit."""
+        return max(self.capacity, int(units.lengths.max()))
 
     def _groups(self) -> Iterator[list[list[int]]]:
         """The packed rows of each step that this epoch still has."""
@@ -102,17 +136,13 @@ class Loop:
 
     def _step(self, group: list[list[int]]) -> None:
         started = time.monotonic()
-        documents = [[self.rows.row(i) for i in bin_] for bin_ in group]
-        weight = sum(label_weight(part) for part in documents)
         lr = self._set_rate()
-        total = torch.zeros((), device=self.device)
-        for part in documents:
-            total += self._backward(collate(part, self.device, weight))
+        totals = self._run(self.rows, group, train=True)
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(len(row.ids) for part in documents for row in part)
-        loss, seconds = float(total), time.monotonic() - started
+        tokens = int(sum(self.rows.lengths[numbers].sum() for numbers in group))
+        seconds = time.monotonic() - started
         self.at = dataclasses.replace(
             self.at,
             step=self.at.step + 1,
@@ -120,16 +150,44 @@ class Loop:
             tokens=self.at.tokens + tokens,
             seconds=self.at.seconds + seconds,
         )
-        self._report(loss, float(norm), lr, tokens / seconds)
+        self._report(totals, float(norm), lr, tokens / seconds)
         self._maybe_measure_and_save()
 
-    def _backward(self, batch: Batch) -> torch.Tensor:
-        with torch.autocast(
-            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
-        ):
-            loss = self.job.objective.loss(View(self.model), batch)
-        loss.backward()
-        return loss.detach()
+    def _run(self, units: TrainingSet, group: list[list[int]], *, train: bool) -> dict[str, float]:
+        """Loss and metrics of a step's micro-batches; gradients are left in the parameters."""
+        parts = [[units[n] for n in numbers] for numbers in group]
+        step = Step(sum(map(label_weight, parts)), sum(map(len, parts)))
+        if self.objective.surveys:
+            step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
+        totals: dict[str, Tensor] = {}
+        place = 0
+        for numbers, part in zip(group, parts, strict=True):
+            known = None if units.references is None else units.references.of(numbers)
+            batch = collate(part, self.device, step, place=place, reference=known)
+            place += len(part)
+            with self._computing():
+                outcome = self.objective.loss(View(self.model), batch)
+            if train:
+                outcome.loss.backward()
+            for name, share in {"loss": outcome.loss, **outcome.metrics}.items():
+                totals[name] = totals.get(name, 0.0) + share.detach()
+        return {name: float(total) for name, total in totals.items()}
+
+    @torch.no_grad()
+    def _survey(self, units: TrainingSet, group: list[list[int]], step: Step) -> Tensor:
+        found: list[Tensor] = []
+        for numbers in group:
+            part = [self.objective.survey_unit(units, n) for n in numbers]
+            known = units.survey_references
+            reference = None if known is None else known.of(numbers)
+            batch = collate(part, self.device, step, reference=reference)
+            with self._computing():
+                found.append(self.objective.survey(View(self.model), batch))
+        return torch.cat(found)
+
+    def _computing(self) -> torch.autocast:
+        kind = self.autocast
+        return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
 
     def _set_rate(self) -> float:
         peak = self.job.optim.lr or self.job.tuner.default_lr
@@ -143,7 +201,8 @@ class Loop:
         moving = [p for p in self.model.parameters() if p.grad is not None]
         return torch.nn.utils.clip_grad_norm_(moving, longest)
 
-    def _report(self, loss: float, norm: float, lr: float, speed: float) -> None:
+    def _report(self, totals: dict[str, float], norm: float, lr: float, speed: float) -> None:
+        loss = totals["loss"]
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {self.at.step}",
@@ -152,7 +211,7 @@ class Loop:
             )
         self.losses.append(loss)
         if self.at.step % self.job.saving.log_steps == 0:
-            values = {"loss": loss, "grad_norm": norm, "lr": lr, "tokens_per_s": speed}
+            values = totals | {"grad_norm": norm, "lr": lr, "tokens_per_s": speed}
             self.emit(Metrics(self.at.step, values))
         note = f"loss {loss:.3f}, {speed:,.0f} tokens/s"
         self.emit(Progress("train", self.at.step, self.num_steps, "steps", note))
@@ -169,8 +228,9 @@ class Loop:
 
     def _measure_and_save(self, *, measure: bool, save: bool) -> None:
         if measure and self.held_out is not None:
-            loss = self.held_out_loss()
-            self.emit(Metrics(self.at.step, {"validation_loss": loss}))
+            totals = self.held_out_totals()
+            loss = totals["loss"]
+            self.emit(Metrics(self.at.step, {f"validation_{k}": v for k, v in totals.items()}))
             is_best = self.at.best_loss is None or loss < self.at.best_loss
             self.at = dataclasses.replace(
                 self.at,
@@ -184,14 +244,16 @@ class Loop:
             checkpoint.prune(self.checkpoints, self.job.saving.keep, self.at.best_step)
             self.emit(Artifact("checkpoint", str(path)))
 
-    def held_out_loss(self) -> float:
-        """Mean -log p of the validation split's labelled tokens, nats."""
+    @torch.no_grad()
+    def held_out_totals(self) -> dict[str, float]:
+        """Loss and metrics of the validation split, measured as one step."""
         assert self.held_out is not None, "asked only where there is a split"  # noqa: S101
-        rows = self.held_out
-        bins = epoch_bins(rows.lengths, self.capacity, self.job.seed, 0)
-        documents = ([rows.row(i) for i in bin_] for bin_ in bins)
-        total, weight = packed_nll(self.model, documents, autocast=self.autocast)
-        return total / weight
+        units = self.held_out
+        self.model.eval()
+        bins = epoch_bins(units.lengths, self._room(units), self.job.seed, 0)
+        totals = self._run(units, bins, train=False)
+        self.model.train()
+        return totals
 
     def _is_stale(self) -> bool:
         return 0 < self.job.saving.patience <= self.at.num_worse

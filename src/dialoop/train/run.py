@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from dialoop.core.files import lock_folder, machine_errors, write_text
 from dialoop.data import load as data_load
 from dialoop.data.tokenize import tokenize
 from dialoop.models import lineage, sources
+from dialoop.models.checkpoint import fingerprint
 from dialoop.models.families import write_remote_code
 from dialoop.models.merge import COMPANIONS
 from dialoop.train.spec import TrainJob, TrainResult
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from dialoop.core.device import Device
     from dialoop.core.events import Event
     from dialoop.data.load import Loaded
-    from dialoop.data.sample import Sample
     from dialoop.data.samples import SampleSet
     from dialoop.data.tokenize import TokenRows
+    from dialoop.data.units import Unit
     from dialoop.models.spec import Dtype
     from dialoop.train.checkpoint import Position
-    from dialoop.train.loop import Loop
+    from dialoop.train.loop import Loop, TrainingSet
+    from dialoop.train.reference import References
 
 FEW_STEPS = 20
 """Fewer optimiser steps than this are told: on little data the defaults may give one an epoch."""
@@ -84,7 +85,11 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     emit(Stage("train"))
     model = _prepare(job, folder, device, dtype)
     autocast = _autocast(model, dtype)
-    loop = Loop(job, model, rows, held_out, autocast, emit)
+    training = _with_references(job, rows, model, folder, autocast, emit)
+    validation = None
+    if held_out is not None:
+        validation = _with_references(job, held_out, model, folder, autocast, emit)
+    loop = Loop(job, model, training, validation, autocast, emit)
     if job.resume and not loop.resume():
         emit(Note(f"no checkpoint in `{job.output}` yet: starting from the beginning"))
     if loop.num_steps < FEW_STEPS:
@@ -127,27 +132,55 @@ def _set_threads(job: TrainJob) -> None:
 def _rows(
     job: TrainJob, samples: SampleSet, template: Template, emit: Callable[[Event], None]
 ) -> TokenRows:
-    wanted = _as_text(samples, template) if job.objective.labels == "all" else samples
     return tokenize(
-        wanted,
+        samples,
         template,
         max_length=job.max_length,
         overlong=job.overlong,
         workers=job.workers or env.num_cpus(),
         cache=env.home() / "tokens",
         emit=emit,
-        digest=f"{job.objective.labels} {samples.digest}",
+        digest=samples.digest,
+        encode=job.objective.encode,
+        encoding=job.objective.encoding,
     )
 
 
-def _as_text(samples: SampleSet, template: Template) -> list[Sample]:
-    """Dialogues as the text that the template makes of them, for pre-training on every token."""
-    return [
-        s
-        if s.text is not None
-        else dataclasses.replace(s, text=template.prompt(s.messages, s.tools), messages=())
-        for s in samples
-    ]
+def _with_references(
+    job: TrainJob,
+    rows: TokenRows,
+    model: PreTrainedModel,
+    folder: Path,
+    autocast: torch.dtype | None,
+    emit: Callable[[Event], None],
+) -> TrainingSet:
+    """The units with what the model at its start gives them, where the objective asks for that."""
+    from dialoop.train.loop import TrainingSet
+    from dialoop.train.reference import precompute
+
+    units, objective = TrainingSet(rows), job.objective
+    if not objective.needs_reference or job.reference == "live":
+        return units
+    numbers = range(len(units))
+    start = f"{fingerprint(folder)} {autocast} {next(model.parameters()).dtype}"
+
+    def measured(name: str, wanted: list[Unit]) -> References:
+        return precompute(
+            model,
+            objective,
+            wanted,
+            capacity=job.batch_size * job.max_length,
+            autocast=autocast,
+            cache=env.home() / "references",
+            key=f"{start} {job.tuner.start} {rows.digest} {name}",
+            emit=emit,
+        )
+
+    own = measured("units", [units[n] for n in numbers])
+    surveyed = None
+    if objective.surveys:
+        surveyed = measured("survey", [objective.survey_unit(units, n) for n in numbers])
+    return TrainingSet(rows, own, surveyed)
 
 
 def _prepare(job: TrainJob, folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
@@ -165,6 +198,7 @@ def _prepare(job: TrainJob, folder: Path, device: Device, dtype: Dtype) -> PreTr
             hint=f"use --max_length {limit} or less",
         )
     use_packed_attention(model)
+    job.objective.prepare(model, job.seed)
     job.tuner.prepare(model, job.seed)
     if job.activation_checkpointing:
         model.enable_input_require_grads()

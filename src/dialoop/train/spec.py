@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dialoop.core.schema import OneOf, Result, Spec
 from dialoop.data.spec import DataSpec
+from dialoop.train.adapter import Adapter
 from dialoop.train.objectives import Objective
 from dialoop.train.objectives.sft import Sft
 from dialoop.train.tuners import Tuner
@@ -115,6 +116,9 @@ class TrainJob(Spec, frozen=True):
     """`auto`, `cpu`, `cuda`, `cuda:1`, `npu`; a bare number is that accelerator."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the computation; `auto` is bf16 where the device is fast at it."""
+    reference: Literal["precomputed", "live"] = "precomputed"
+    """Reference log-probabilities of dpo and kto: computed once before training and cached, or at
+    each step from the model without its adapter."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     resume: bool = False
@@ -125,6 +129,21 @@ class TrainJob(Spec, frozen=True):
     """Processes that tokenise; 0 takes every core."""
     seed: int = 42
     """Seeds data order, adapter initialisation and dropout."""
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be(self) -> Self:
+        """Raise on combinations that have no meaning, with the reason."""
+        if self.overlong == "split" and self.objective.num_rows != 1:
+            raise ValueError(
+                f"overlong: {self.objective.kind} compares whole answers, which cannot be split;"
+                " use drop, truncate or error"
+            )
+        if self.reference == "live" and not issubclass(type(self.tuner), Adapter):
+            raise ValueError(
+                f"reference: `live` switches an adapter off, and {self.tuner.kind} has none;"
+                " use precomputed"
+            )
+        return self
 
 
 class TrainResult(Result, frozen=True):

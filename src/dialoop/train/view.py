@@ -4,28 +4,30 @@ Models of a known family answer from hidden states and the head, chunked, so tha
 whole. Any other model is asked for the logits of the labelled places only, by transformers' own
 `logits_to_keep`, which keeps whatever its head does beside the matrix (soft caps, scales).
 
-T is the tokens of the row, N its labelled tokens, D the width, V the vocabulary.
+T is the tokens of the row, N its labelled tokens, S its documents, D the width, V the vocabulary.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from dialoop.train.batch import collate, label_weight
+from dialoop.models import lora
+from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.kernels import attention
 from dialoop.train.kernels.cross_entropy import token_nll
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from dialoop.data.tokenize import Row
+    from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
 
 PLAIN_HEADS = frozenset({"llama", "internlm3", "qwen2", "qwen3", "mistral", "smollm3"})
@@ -38,23 +40,92 @@ class View:
 
     model: PreTrainedModel
 
-    def token_nll(self, batch: Batch) -> Tensor:
-        """-log p of each labelled token: (N,) float32 nats."""
-        inputs: dict[str, Any] = {
-            "input_ids": batch.ids[None],
-            "position_ids": batch.positions[None],
-            "use_cache": False,
-            "bounds": batch.bounds,
-            "cu_seqlens": batch.cu_seqlens,
-            "max_seqlen": batch.max_seqlen,
-        }
-        if self.model.config.model_type in PLAIN_HEADS:
-            states = self.model.get_decoder()(**inputs).last_hidden_state[0]  # (T, D)
-            head: Any = self.model.get_output_embeddings()
-            wanted = states[batch.rows]  # (N, D)
-            return token_nll(wanted, head.weight.to(wanted.dtype), batch.targets)
-        logits = self.model(**inputs, logits_to_keep=batch.rows).logits[0]  # (N, V)
-        return F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    def token_nll(self, batch: Batch, *, smoothing: float = 0.0, noise: float = 0.0) -> Tensor:
+        """-log p of each labelled token.
+
+        Args:
+            batch: a packed row.
+            smoothing: share of the target's probability spread over the vocabulary.
+            noise: NEFTune's alpha; 0 adds no noise.
+
+        Returns:
+            (N,) float32 nats.
+        """
+        with _noise(self.model, batch, noise):
+            if self.model.config.model_type in PLAIN_HEADS:
+                wanted = self.hidden(batch)[batch.rows]  # (N, D)
+                head: Any = self.model.get_output_embeddings()
+                weight = head.weight.to(wanted.dtype)
+                return token_nll(wanted, weight, batch.targets, smoothing=smoothing)
+            logits = self.model(**_inputs(batch), logits_to_keep=batch.rows).logits[0]  # (N, V)
+        return F.cross_entropy(
+            logits.float(), batch.targets, reduction="none", label_smoothing=smoothing
+        )
+
+    def token_logps(self, batch: Batch) -> Tensor:
+        """Log p of each labelled token: (N,) float32."""
+        return -self.token_nll(batch)
+
+    def sequence_logps(self, batch: Batch) -> Tensor:
+        """Log p of the labelled tokens of each document, weighted and summed: (S,) float32."""
+        return batch.per_document(self.token_logps(batch) * batch.weights)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(T, D) the states that the head reads."""
+        return self.model.get_decoder()(**_inputs(batch)).last_hidden_state[0]
+
+    def last_states(self, batch: Batch) -> Tensor:
+        """(S, D) the state of each document's last token."""
+        return self.hidden(batch)[batch.cu_seqlens[1:].long() - 1]
+
+    def reference(self, batch: Batch, measure: Callable[[View, Batch], Tensor]) -> Tensor:
+        """(S,) what the reference model gives each document, float32, without gradient.
+
+        Known beforehand (`batch.reference`), or asked of the model without its adapters.
+        """
+        if batch.reference is not None:
+            return batch.reference
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), lora.disabled(self.model):
+                return measure(self, batch)
+        finally:
+            self.model.train(was_training)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.ids[None],
+        "position_ids": batch.positions[None],
+        "use_cache": False,
+        "bounds": batch.bounds,
+        "cu_seqlens": batch.cu_seqlens,
+        "max_seqlen": batch.max_seqlen,
+    }
+
+
+@contextmanager
+def _noise(model: PreTrainedModel, batch: Batch, alpha: float) -> Generator[None]:
+    """Uniform noise on the embeddings, as strong as alpha / sqrt(L D) for a document of L tokens.
+
+    Source: Jain et al. 2023, arXiv:2310.05914, algorithm 1.
+    """
+    if not alpha:
+        yield
+        return
+    lengths = batch.cu_seqlens.diff()
+
+    def add(_: object, __: object, embedded: Tensor) -> Tensor:
+        strength = alpha / (lengths * embedded.shape[-1]).float().sqrt()
+        strength = strength.repeat_interleave(lengths)[None, :, None].to(embedded.dtype)
+        return embedded + (torch.rand_like(embedded) * 2 - 1) * strength
+
+    hook = model.get_input_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
@@ -65,13 +136,13 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def packed_nll(
-    model: PreTrainedModel, rows: Iterable[Sequence[Row]], *, autocast: torch.dtype | None = None
+    model: PreTrainedModel, rows: Iterable[Sequence[Unit]], *, autocast: torch.dtype | None = None
 ) -> tuple[float, float]:
-    """Total loss of packed documents without gradients.
+    """Total loss of packed units without gradients.
 
     Args:
         model: a model that uses packed attention.
-        rows: the documents of each packed row.
+        rows: the units of each packed row.
         autocast: compute type, where the weights are kept in a wider one.
 
     Returns:
@@ -81,8 +152,8 @@ def packed_nll(
     model.eval()
     device = next(model.parameters()).device
     total = weight = 0.0
-    for documents in rows:
-        batch = collate(documents, device, label_weight(documents))
+    for units in rows:
+        batch = collate(units, device, Step(label_weight(units), len(units)))
         if not len(batch.targets):
             continue
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):

@@ -1,28 +1,102 @@
-"""Objectives: one file each. A file holds one Objective; its fields are its hyperparameters."""
+"""Objectives: one file each. A file holds one Objective; its fields are its hyperparameters.
+
+The loop runs a step in three parts, of which an objective fills in what it needs:
+
+1. `survey`, without gradient, over the step's `survey_units`: what the loss must know of the whole
+   step. The loop joins it over micro-batches and ranks into `batch.step.surveyed`.
+2. `loss` of each micro-batch, followed by its backward pass. The step's loss is the sum of these
+   over micro-batches and ranks, so that means use `batch.token_mean` and `batch.unit_mean`.
+3. `metrics` are shares of the step's mean in the same way.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from dialoop.core.schema import Option
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
-    from dialoop.data.sample import Kind
+    from dialoop.chat.template import Template
+    from dialoop.data.sample import Kind, Sample
+    from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
     from dialoop.train.view import View
 
 
+class Units(Protocol):
+    """The units of a data set by number."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, number: int) -> Unit:
+        """One of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an objective makes of a micro-batch."""
+
+    loss: Tensor
+    """() this micro-batch's share of the step's loss."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """() shares of the step's means, by name, without gradient."""
+
+
 class Objective(Option, frozen=True):
-    """Turns a packed row and a model's view of it into this row's share of the step's loss."""
+    """What a loss rewards."""
 
     accepts: ClassVar[frozenset[Kind]]
     """Kinds of sample that it can learn from."""
-    labels: ClassVar[Literal["answers", "all"]] = "answers"
-    """Which tokens carry the loss."""
+    num_rows: ClassVar[int] = 1
+    """Rows of a unit; 0 when that varies."""
+    surveys: ClassVar[bool] = False
+    """Whether `survey` is needed before the loss."""
+    needs_reference: ClassVar[bool] = False
+    """Whether rows are compared with the model as it was at the start."""
+    head: ClassVar[Literal["tokens", "score", "none"]] = "tokens"
+    """What the model ends in: a token distribution, a number, or its hidden states."""
 
     @abstractmethod
-    def loss(self, view: View, batch: Batch) -> Tensor:
-        """() This micro-batch's part of the loss: the parts of a step add up to its mean."""
+    def encode(self, sample: Sample, template: Template) -> list[Unit]:
+        """The units of a sample.
+
+        Raises:
+            UserError: the sample cannot train this objective, and why.
+        """
+
+    @property
+    def encoding(self) -> str:
+        """Name of what `encode` makes, for the cache; names the fields that it depends on."""
+        return self.kind
+
+    @abstractmethod
+    def loss(self, view: View, batch: Batch) -> Outcome:
+        """This micro-batch's share of the step's loss."""
+
+    def survey_unit(self, units: Units, number: int) -> Unit:
+        """What is surveyed for a unit: itself, unless an objective says otherwise."""
+        return units[number]
+
+    def survey(self, view: View, batch: Batch) -> Tensor:
+        """What the step's loss must know of these units, one row for each; no gradient."""
+        raise NotImplementedError(self.kind)
+
+    def measure(self, view: View, batch: Batch) -> Tensor:
+        """(S,) what policy and reference are compared by: summed log-probabilities of answers."""
+        return view.sequence_logps(batch)
+
+    @property
+    def measure_key(self) -> str:
+        """Names what `measure` depends on, for the cache of references."""
+        return "sum"
+
+    def prepare(self, model: PreTrainedModel, seed: int) -> None:
+        """Change the model before its tuner does, in place: a new head, say."""

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
-from dialoop.train.objectives import Objective
+from dialoop.data.units import whole_text_units
+from dialoop.train.objectives import Objective, Outcome
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from dialoop.chat.template import Template
+    from dialoop.data.sample import Sample
+    from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
     from dialoop.train.view import View
 
@@ -21,9 +23,13 @@ class Pt(Objective, frozen=True):
     kind: Literal["pt"] = "pt"
 
     accepts: ClassVar = frozenset({"dialogue", "text"})
-    labels: ClassVar = "all"
 
     @override
-    def loss(self, view: View, batch: Batch) -> Tensor:
-        """Mean over the tokens of the whole step, of all micro-batches and ranks."""
-        return (view.token_nll(batch) * batch.weights).sum() / batch.step_weight
+    def encode(self, sample: Sample, template: Template) -> list[Unit]:
+        """A text, or a dialogue as the template writes it."""
+        return whole_text_units(sample, template)
+
+    @override
+    def loss(self, view: View, batch: Batch) -> Outcome:
+        """Mean over the tokens of the whole step."""
+        return Outcome(batch.token_mean(view.token_nll(batch)))

@@ -23,6 +23,11 @@ class Tuner(Option, frozen=True):
     default_lr: ClassVar[float]
     """Peak learning rate when the job names none."""
 
+    @property
+    def start(self) -> str:
+        """What beside the model decides the policy at its start, for caches."""
+        return str(self.quantization)
+
     @abstractmethod
     def prepare(self, model: PreTrainedModel, seed: int) -> None:
         """Mark or add the parameters that move, in place; those are float32 afterwards."""

@@ -1,0 +1,94 @@
+"""What the model gave every row at the start of training: computed once, kept by content.
+
+A reference objective compares the policy with the model as it was. Its log-probabilities need no
+second model and no second forward pass at each step: they are one number a row, computed before
+training, whatever the tuner, and the next run on the same model and data finds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dialoop.core.events import Progress
+from dialoop.core.files import new_folder
+from dialoop.data.pack import best_fit
+from dialoop.train.batch import Step, collate
+from dialoop.train.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from dialoop.core.events import Event
+    from dialoop.data.units import Unit
+    from dialoop.train.objectives import Objective
+
+
+class References:
+    """Numbers of rows, by unit.
+
+    Args:
+        values: (r,) float32, of all rows.
+        starts: (u + 1,) where each unit's rows begin.
+    """
+
+    def __init__(self, values: np.ndarray, starts: np.ndarray) -> None:
+        self._values, self._starts = values, starts
+
+    def of(self, numbers: list[int]) -> np.ndarray:
+        """(S,) the numbers of these units' rows, one after another."""
+        return np.concatenate([self._values[slice(*self._starts[n : n + 2])] for n in numbers])
+
+
+@torch.no_grad()
+def precompute(
+    model: PreTrainedModel,
+    objective: Objective,
+    units: list[Unit],
+    *,
+    capacity: int,
+    autocast: torch.dtype | None,
+    cache: Path,
+    key: str,
+    emit: Callable[[Event], None],
+) -> References:
+    """Measure every unit with the model as it is.
+
+    Args:
+        model: the policy at its start.
+        objective: says what is measured.
+        units: all units, in order.
+        capacity: tokens of a packed row.
+        autocast: compute type, where the weights are wider.
+        cache: folder of results, which may be deleted at any time.
+        key: identity of model, data and computation.
+        emit: receives progress.
+    """
+    counts = [len(unit.rows) for unit in units]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    name = hashlib.sha256(f"{key} {objective.measure_key}".encode()).hexdigest()[:32]
+    folder = cache / f"references-{name}"
+    if not (folder / "values.npy").exists():
+        values = np.zeros(starts[-1], np.float32)
+        was_training = model.training
+        model.eval()
+        device = next(model.parameters()).device
+        lengths = np.asarray([len(unit) for unit in units])
+        bins = best_fit(lengths, max(capacity, int(lengths.max())))
+        for done, numbers in enumerate(bins, 1):
+            batch = collate([units[n] for n in numbers], device, Step(1.0, 1))
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                found = objective.measure(View(model), batch).float().cpu().numpy()
+            rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in numbers])
+            values[rows] = found
+            emit(Progress("reference", done, len(bins), "packed rows"))
+        model.train(was_training)
+        with new_folder(folder) as new:
+            np.save(new / "values.npy", values)
+    return References(np.load(folder / "values.npy"), starts)

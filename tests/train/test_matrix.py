@@ -1,0 +1,85 @@
+"""Every objective learns with every tuner: cells are made from the families themselves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import make_tiny_checkpoint
+
+from dialoop.core import events, jobfile
+from dialoop.core.schema import family
+from dialoop.data.sample import Kind
+from dialoop.train.run import run
+from dialoop.train.spec import TrainJob
+
+OBJECTIVES = family("dialoop.train.objectives")
+TUNERS = family("dialoop.train.tuners")
+COLORS = ("red", "blue", "green", "white")
+
+
+def record(kind: Kind, n: int) -> dict[str, Any]:
+    """A record of a kind of sample, short enough to be learned by heart."""
+    color, other = COLORS[n % 4], COLORS[(n + 1) % 4]
+    messages = [{"role": "user", "content": f"which lamp {n}"}]
+    answer = {"role": "assistant", "content": f"the {color} lamp"}
+    worse = {"role": "assistant", "content": f"the {other} lamp"}
+    match kind:
+        case "text":
+            return {"text": f"lamp {n} is {color}"}
+        case "dialogue" | "prompt":
+            return {"messages": [*messages, answer]}
+        case "preference":
+            return {"messages": [*messages, answer], "rejected": [[worse]]}
+        case "unpaired":
+            return {"messages": [*messages, answer if n % 2 else worse], "label": bool(n % 2)}
+        case "retrieval":
+            return {
+                "query": messages,
+                "positives": [[{"role": "user", "content": f"{color} lamp"}]],
+                "negatives": [[{"role": "user", "content": f"{other} lamp"}]],
+            }
+
+
+def curve(folder: Path) -> list[float]:
+    """The loss of each step."""
+    lines = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    return [e["values"]["loss"] for e in lines if e["event"] == "metrics" and "loss" in e["values"]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIALOOP_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+def job(objective: str, tuner: str, tiny: Path, folder: Path, **changes: Any) -> TrainJob:
+    """A job on eight records that the objective accepts, two packed rows a step."""
+    kind = sorted(OBJECTIVES[objective].accepts)[0]  # pyright: ignore[reportAttributeAccessIssue]
+    data = folder / f"{kind}.jsonl"
+    data.write_text("\n".join(json.dumps(record(kind, n)) for n in range(8)), encoding="utf-8")
+    wanted: dict[str, Any] = {
+        "model": str(tiny), "data": {"dataset": [str(data)], "validation": 0.0},
+        "output": str(folder / "out"), "objective": {"kind": objective}, "tuner": {"kind": tuner},
+        "device": "cpu", "dtype": "fp32", "workers": 1, "threads": 1, "seed": 1,
+        "max_length": 128, "accumulate": 2, "max_steps": 8,
+        "optim": {"lr": 0.02 if "lr" not in changes else changes.pop("lr"), "warmup": 0},
+    }  # fmt: skip
+    return jobfile.parse(TrainJob, wanted | changes)
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes warns of kernels that a CPU has not
+@pytest.mark.parametrize("tuner", sorted(TUNERS))
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_the_loss_of_a_batch_falls(objective: str, tuner: str, tiny: Path, tmp_path: Path) -> None:
+    if TUNERS[tuner].quantization:  # pyright: ignore[reportAttributeAccessIssue]
+        pytest.importorskip("bitsandbytes")
+    run(job(objective, tuner, tiny, tmp_path), events.ignore)
+    losses = curve(tmp_path / "out")
+    assert min(losses[-2:]) < losses[0]
