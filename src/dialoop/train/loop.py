@@ -156,7 +156,11 @@ class Loop:
     def _run(self, units: TrainingSet, group: list[list[int]], *, train: bool) -> dict[str, float]:
         """Loss and metrics of a step's micro-batches; gradients are left in the parameters."""
         parts = [[units[n] for n in numbers] for numbers in group]
-        step = Step(sum(map(label_weight, parts)), sum(map(len, parts)))
+        step = Step(
+            weight=sum(map(label_weight, parts)),
+            num_units=sum(map(len, parts)),
+            first_weight=sum(label_weight(part, rows=1) for part in parts),
+        )
         if self.objective.surveys:
             step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
         totals: dict[str, Tensor] = {}

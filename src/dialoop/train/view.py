@@ -68,7 +68,7 @@ class View:
 
     def sequence_logps(self, batch: Batch) -> Tensor:
         """Log p of the labelled tokens of each document, weighted and summed: (S,) float32."""
-        return batch.per_document(self.token_logps(batch) * batch.weights)
+        return batch.document_sum(self.token_logps(batch))
 
     def hidden(self, batch: Batch) -> Tensor:
         """(T, D) the states that the head reads."""
