@@ -28,26 +28,17 @@ CASES: dict[str, dict[str, Any]] = {
         "files": ["sft/alpaca_zh_demo.json", "sft/Belle_open_source_1k.json"],
         "lr": 1e-3,
     },
-    "dpo-en": {"kind": "dpo", "files": ["preference/dpo_en_demo.json"], "lr": 5e-4},
-    "dpo-en-hh": {
+    "dpo-zh": {"kind": "dpo", "files": ["preference/dpo_zh_500.jsonl"], "lr": 1e-4},
+    "kto-zh": {"kind": "kto", "files": ["preference/dpo_zh_500.jsonl"], "lr": 1e-4},
+    "dpo-en": {
         "kind": "dpo",
-        "files": ["preference/hh_rlhf_harmless_base_test.jsonl.gz"],
-        "lr": 5e-4,
+        "files": ["preference/hh_rlhf_harmless_base_test.jsonl.gz", "preference/dpo_en_demo.json"],
+        "lr": 1e-4,
     },
-    "dpo-zh": {
-        "kind": "dpo",
-        "files": ["preference/dpo_zh_demo.json", "preference/dpo_zh_500.jsonl"],
-        "lr": 5e-4,
-    },
-    "kto-en": {"kind": "kto", "files": ["preference/kto_en_demo.json"], "lr": 5e-4},
-    "kto-zh": {
-        "kind": "kto",
-        "files": ["preference/dpo_zh_demo.json", "preference/dpo_zh_500.jsonl"],
-        "lr": 5e-4,
-    },
-    "orpo-zh": {"kind": "orpo", "files": ["preference/dpo_zh_500.jsonl"], "lr": 5e-4},
-    "simpo-zh": {"kind": "simpo", "files": ["preference/dpo_zh_500.jsonl"], "lr": 5e-4},
-    "cpo-zh": {"kind": "cpo", "files": ["preference/dpo_zh_500.jsonl"], "lr": 5e-4},
+    "kto-en": {"kind": "kto", "files": ["preference/kto_en_demo.json"], "lr": 1e-4},
+    "orpo-zh": {"kind": "orpo", "files": ["preference/dpo_zh_500.jsonl"], "lr": 1e-4},
+    "simpo-zh": {"kind": "simpo", "files": ["preference/dpo_zh_500.jsonl"], "lr": 1e-4},
+    "cpo-zh": {"kind": "cpo", "files": ["preference/dpo_zh_500.jsonl"], "lr": 1e-4},
 }
 SEED = 42
 
@@ -58,11 +49,12 @@ def job(name: str, arguments: argparse.Namespace, output: Path) -> TrainJob:
     return jobfile.parse(TrainJob, {
         "model": str(arguments.model), "output": str(output), "objective": {"kind": case["kind"]},
         "data": {
-            "dataset": [str(arguments.data / file) for file in case["files"]],
+            "dataset": [f"{arguments.data / file}{arguments.rows}" for file in case["files"]],
             "validation": 0.2, "seed": SEED,
         },
         "tuner": {"kind": "lora", "rank": 16}, "optim": {"lr": case["lr"]}, "seed": SEED,
-        "max_length": 2048, "overlong": "truncate", "batch_size": 1, "accumulate": 2, "epochs": 3,
+        "max_length": arguments.max_length, "overlong": "truncate", "accumulate": 2,
+        "epochs": arguments.epochs,
         "device": arguments.device, "saving": {"eval_steps": 0},
     })  # fmt: skip
 
@@ -98,6 +90,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--rows", default="", help="`#100` takes so many of each file")
+    parser.add_argument("--max_length", type=int, default=2048)
+    parser.add_argument("--epochs", type=float, default=3)
     arguments = parser.parse_args()
     found: list[dict[str, Any]] = []
     for name in arguments.only:
