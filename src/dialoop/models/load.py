@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dialoop.core.errors import MachineError, UserError
-from dialoop.models import checkpoint
+from dialoop.models import checkpoint, rope
 from dialoop.models.families import register_all
 from dialoop.models.lineage import base_fingerprint
 from dialoop.models.sources import cached
@@ -56,6 +56,7 @@ def load_model(
             quantization=quantization,
             attention=attention,
         )
+        rope.load(model, folder)
         attach_adapter(model, folder)
         return model
     checkpoint.check(folder)

@@ -14,10 +14,12 @@ from dialoop.core.events import Artifact, JsonLinesSink, Note, Stage, join
 from dialoop.core.files import lock_folder, machine_errors, write_text
 from dialoop.data import load as data_load
 from dialoop.data.tokenize import tokenize
-from dialoop.models import lineage, sources
-from dialoop.models.checkpoint import fingerprint
+from dialoop.models import lineage, rope, sources
+from dialoop.models.checkpoint import fingerprint, is_adapter
+from dialoop.models.facts import facts_of
 from dialoop.models.families import write_remote_code
 from dialoop.models.merge import COMPANIONS
+from dialoop.train.plan import choose_mode
 from dialoop.train.spec import TrainJob, TrainResult
 from dialoop.train.tensorboard import TensorBoardSink
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from dialoop.data.tokenize import TokenRows
     from dialoop.data.units import Unit
     from dialoop.models.spec import Dtype
+    from dialoop.train.activations import Mode
     from dialoop.train.checkpoint import Position
     from dialoop.train.loop import Loop, TrainingSet
     from dialoop.train.reference import References
@@ -83,7 +86,9 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     rows = _rows(job, loaded.train, template, emit)
     held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
     emit(Stage("train"))
-    model = _prepare(job, folder, device, dtype)
+    memory_mode = choose_mode(job, facts_of(str(folder)), device, dtype)
+    emit(Note(f"activations: {memory_mode}"))
+    model = _prepare(job, folder, device, dtype, memory_mode)
     autocast = _autocast(model, dtype)
     training = _with_references(job, rows, model, folder, autocast, emit)
     validation = None
@@ -183,26 +188,29 @@ def _with_references(
     return TrainingSet(rows, own, surveyed)
 
 
-def _prepare(job: TrainJob, folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
+def _prepare(
+    job: TrainJob, folder: Path, device: Device, dtype: Dtype, memory_mode: Mode
+) -> PreTrainedModel:
     import torch
 
     from dialoop.models.load import load_model
+    from dialoop.train.activations import recompute
     from dialoop.train.view import use_packed_attention
 
     torch.manual_seed(job.seed)
     quantization = job.tuner.quantization
     model = load_model(folder, device=device, dtype=dtype, quantization=quantization)
-    if job.max_length > (limit := model.config.max_position_embeddings):
+    if job.rope_factor is not None:
+        rope.scale(model, job.rope_scaling, job.rope_factor)
+    if job.max_length > (limit := rope.longest(model)):
         raise UserError(
             f"max_length {job.max_length} is above the model's {limit} positions",
-            hint=f"use --max_length {limit} or less",
+            hint=f"use --max_length {limit} or less, or --rope_scaling",
         )
     use_packed_attention(model)
     job.objective.prepare(model, job.seed)
     job.tuner.prepare(model, job.seed)
-    if job.activation_checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(model, memory_mode)
     return model
 
 
@@ -217,6 +225,8 @@ def _autocast(model: PreTrainedModel, dtype: str) -> torch.dtype | None:
 def _save(job: TrainJob, model: PreTrainedModel, base: Path, dtype: str, data: Loaded) -> None:
     with machine_errors(job.output, "saving"):
         job.tuner.save(model, job.output, str(base.resolve()), dtype)
+        if job.rope_scaling != "none" and is_adapter(job.output):
+            rope.save(model, job.output)
         for pattern in COMPANIONS:
             for file in base.glob(pattern):
                 shutil.copyfile(file, job.output / file.name)

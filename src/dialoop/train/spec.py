@@ -121,8 +121,14 @@ class TrainJob(Spec, frozen=True):
     reference: Literal["precomputed", "live"] = "precomputed"
     """Reference log-probabilities of dpo and kto: computed once before training and cached, or at
     each step from the model without its adapter."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    activation_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto"
+    """Activations that are recomputed in the backward pass to save memory: `selective` keeps matrix
+    products and attention, `full` only each layer's input, `offload` keeps that on the host; `auto`
+    takes the fastest that is predicted to fit."""
+    rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = "none"
+    """Stretch the positions of a model for documents longer than it was trained for."""
+    rope_factor: float | None = Field(default=None, gt=1)
+    """How many times longer, with `rope_scaling`."""
     resume: bool = False
     """Go on from the newest checkpoint in `output`."""
     threads: int = Field(default=0, ge=0)
@@ -140,6 +146,8 @@ class TrainJob(Spec, frozen=True):
                 f"overlong: {self.objective.kind} compares whole answers, which cannot be split;"
                 " use drop, truncate or error"
             )
+        if (self.rope_scaling == "none") != (self.rope_factor is None):
+            raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
         if self.reference == "live" and not issubclass(type(self.tuner), Adapter):
             raise ValueError(
                 f"reference: `live` switches an adapter off, and {self.tuner.kind} has none;"
