@@ -36,6 +36,8 @@ class Position:
     """Packed rows of this epoch that were learned."""
     tokens: int = 0
     seconds: float = 0.0
+    first_loss: float | None = None
+    """Held-out loss before the first step."""
     best_loss: float | None = None
     best_step: int | None = None
     num_worse: int = 0

@@ -107,6 +107,8 @@ class Loop:
             MachineError: a checkpoint could not be written.
         """
         self.model.train()
+        if self.at.step == 0 and self.held_out is not None and self.job.saving.eval_on_start:
+            self.at = dataclasses.replace(self.at, first_loss=self._measure())
         while self.at.step < self.num_steps and not self._is_stale():
             for group in self._groups():
                 self._step(group)
@@ -232,9 +234,7 @@ class Loop:
 
     def _measure_and_save(self, *, measure: bool, save: bool) -> None:
         if measure and self.held_out is not None:
-            totals = self.held_out_totals()
-            loss = totals["loss"]
-            self.emit(Metrics(self.at.step, {f"validation_{k}": v for k, v in totals.items()}))
+            loss = self._measure()
             is_best = self.at.best_loss is None or loss < self.at.best_loss
             self.at = dataclasses.replace(
                 self.at,
@@ -249,15 +249,16 @@ class Loop:
             self.emit(Artifact("checkpoint", str(path)))
 
     @torch.no_grad()
-    def held_out_totals(self) -> dict[str, float]:
-        """Loss and metrics of the validation split, measured as one step."""
+    def _measure(self) -> float:
+        """Loss of the validation split, which is measured as one step."""
         assert self.held_out is not None, "asked only where there is a split"  # noqa: S101
         units = self.held_out
         self.model.eval()
         bins = epoch_bins(units.lengths, self._room(units), self.job.seed, 0)
         totals = self._run(units, bins, train=False)
         self.model.train()
-        return totals
+        self.emit(Metrics(self.at.step, {f"validation_{k}": v for k, v in totals.items()}))
+        return totals["loss"]
 
     def _is_stale(self) -> bool:
         return 0 < self.job.saving.patience <= self.at.num_worse

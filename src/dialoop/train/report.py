@@ -25,8 +25,8 @@ text { font-size: 12px; fill: currentColor; }
 pre { overflow: auto; padding: 1rem; border: 1px solid var(--edge); }
 """
 _TITLES = {
-    "loss": "Training loss (nats a token)",
-    "validation_loss": "Held-out loss (nats a token)",
+    "loss": "Training loss",
+    "validation_loss": "Held-out loss",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_s": "Tokens a second",
@@ -69,11 +69,11 @@ def _facts(result: TrainResult) -> dict[str, str]:
         "Steps": f"{result.steps:,} ({result.epochs:.2f} epochs)",
         "Tokens": f"{result.tokens:,}, none of them padding",
         "Time": f"{result.seconds / 60:.1f} minutes, {result.tokens_per_s:,.0f} tokens a second",
-        "Training loss": f"{result.train_loss:.4f} nats a token, mean of the last epoch",
+        "Training loss": f"{result.train_loss:.4f}, mean of the last epoch",
         "Peak memory": f"{result.peak_memory_bytes / 2**30:.2f} GiB",
     }
     if result.validation_loss is not None:
-        best = f"{result.validation_loss:.4f} nats a token, at step {result.best_step}"
+        best = f"{result.validation_loss:.4f}, at step {result.best_step}"
         facts["Held-out loss"] = f"{best}: these weights were saved"
     return facts
 

@@ -237,6 +237,7 @@ def _result(job: TrainJob, loop: Loop, at: Position, seconds: float) -> TrainRes
         tokens_per_s=round(at.tokens / at.seconds, 1) if at.seconds else 0.0,
         train_loss=sum(last) / len(last) if last else float("nan"),
         validation_loss=at.best_loss,
+        validation_before=at.first_loss,
         best_step=at.best_step,
         peak_memory_bytes=devices.peak_bytes(loop.device),
         report=job.output / "report.html",

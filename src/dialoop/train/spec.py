@@ -42,6 +42,8 @@ class Optim(Spec, frozen=True):
 class Saving(Spec, frozen=True):
     """When to measure, to save and to stop."""
 
+    eval_on_start: bool = True
+    """Measure the validation split before the first step too, so that the gain is known."""
     eval_steps: int = Field(default=0, ge=0)
     """Steps between measurements on the validation split; 0 measures once an epoch."""
     save_steps: int = Field(default=0, ge=0)
@@ -158,20 +160,25 @@ class TrainResult(Result, frozen=True):
     seconds: float
     tokens_per_s: float
     train_loss: float
-    """Mean of the last epoch's steps, nats a labelled token."""
+    """Mean of the last epoch's steps; nats a labelled token for sft and pt."""
     validation_loss: float | None
     """Of the weights that were kept; None without a validation split."""
+    validation_before: float | None
+    """The same before training, where it was measured."""
     best_step: int | None
     peak_memory_bytes: int
     report: Path
 
     def text(self) -> str:
         """A few lines."""
-        held_out = "" if self.validation_loss is None else f", held out {self.validation_loss:.4f}"
+        before = "" if self.validation_before is None else f"{self.validation_before:.4f} -> "
+        held_out = ""
+        if self.validation_loss is not None:
+            held_out = f", held out {before}{self.validation_loss:.4f}"
         return (
             f"trained {self.steps} steps on {self.tokens:,} tokens in {self.seconds:.0f} s"
             f" ({self.tokens_per_s:,.0f} tokens/s)\n"
-            f"loss {self.train_loss:.4f}{held_out} nats a token\n"
+            f"loss {self.train_loss:.4f}{held_out}\n"
             f"model:  {self.output}\nreport: {self.report}"
         )
 
