@@ -1,0 +1,1 @@
+"""Several processes train one model: how ranks are laid out, started, and share the work."""
