@@ -28,7 +28,7 @@ def record(kind: Kind, n: int) -> dict[str, Any]:
         case "text":
             return {"text": f"lamp {n} is {color}"}
         case "dialogue" | "prompt":
-            return {"messages": [*messages, answer]}
+            return {"messages": [*messages, answer], "label": color}
         case "preference":
             return {"messages": [*messages, answer], "rejected": [[worse]]}
         case "unpaired":
