@@ -192,7 +192,9 @@ class SentencePieceBackend:
     def frame(self, first: str, second: str | None) -> Framed:
         """Token ids behind the bos token, where the checkpoint puts one."""
         ids = [self._model.bos_id(), *self.encode(first)] if self.adds_bos else self.encode(first)
-        return Framed(ids, 0, 0) if second is None else Framed(ids + self.encode(second), len(ids), 0)
+        return (
+            Framed(ids, 0, 0) if second is None else Framed(ids + self.encode(second), len(ids), 0)
+        )
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """Text of the ids."""

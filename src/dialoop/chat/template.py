@@ -221,9 +221,7 @@ class Template:
         _, _, after = text.rpartition(messages[-1].text.strip())
         return _read_row(self.tokenizer.encode(text), 0, len(self.tokenizer.encode_after(after)))
 
-    def choice_row(
-        self, messages: Sequence[Message], opening: str, choices: Sequence[str]
-    ) -> Row:
+    def choice_row(self, messages: Sequence[Message], opening: str, choices: Sequence[str]) -> Row:
         """A row of a prompt whose answer begins with one of several words.
 
         The first token of each choice stands behind the prompt with weight 1; what is meant is how

@@ -35,7 +35,8 @@ def head_of(folder: Path) -> Head:
     """What a checkpoint or an adapter ends in, told from its config."""
     if checkpoint.is_adapter(folder):
         task = checkpoint.read_json(folder / checkpoint.ADAPTER).get("task_type")
-        return next((head for head, name in TASK_TYPES.items() if name == task), "tokens")
+        known: dict[str, Head] = {name: head for head, name in TASK_TYPES.items()}
+        return known.get(str(task), "tokens")
     named = checkpoint.read_json(folder / "config.json").get("architectures") or [""]
     if named[0].endswith("ForSequenceClassification"):
         return "score"

@@ -164,6 +164,8 @@ def _from_pretrained(
 
     logging.disable_progress_bar()  # progress is events; a second bar would tear the first
     register_all()
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is refused below, in words
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **sized)
         loaded: Any = classes[head].from_pretrained(
@@ -184,6 +186,8 @@ def _from_pretrained(
         ) from error
     except MemoryError as error:
         raise _no_memory(folder) from error
+    finally:
+        logging.set_verbosity(told)
     model, report = loaded
     _refuse_gaps(folder, report, may_lack_head=is_new or head == "none")
     return model
@@ -193,7 +197,9 @@ def _refuse_gaps(folder: Path, report: dict[str, Any], *, may_lack_head: bool) -
     """A model with weights drawn at random in place of missing ones must not be used."""
     if may_lack_head:
         report = {
-            "mismatched_keys": [k for k in report["mismatched_keys"] if not heads.is_score_key(k[0])],
+            "mismatched_keys": [
+                k for k in report["mismatched_keys"] if not heads.is_score_key(k[0])
+            ],
             "missing_keys": [k for k in report["missing_keys"] if not heads.is_score_key(k)],
         }
     if wrong := sorted(report["mismatched_keys"]):

@@ -30,7 +30,7 @@ class InternLM3ForSequenceClassification(LlamaForSequenceClassification):
 
     def __init__(self, config: InternLM3Config) -> None:
         LlamaPreTrainedModel.__init__(self, config)  # Llama's own asks the auto classes
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 1
         self.model = InternLM3Model(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()

@@ -73,9 +73,7 @@ def packed_attention(
     window = sliding_window if is_windowed else None
     lengths = [end - start for start, end in pairwise(bounds)]
     documents = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    outputs = [
-        _one_document(q, k, v, scaling, dropout, window, is_causal) for q, k, v in documents
-    ]
+    outputs = [_one_document(q, k, v, scaling, dropout, window, is_causal) for q, k, v in documents]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None  # each part (1, H, t, D)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
+from pydantic import Field
 from typing_extensions import override
 
 from dialoop.core.errors import UserError
-from dialoop.data.units import labelled_unit, label_of
+from dialoop.data.units import label_of, labelled_unit
 from dialoop.train.objectives import Objective, Outcome
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Classify(Objective, frozen=True):
     """Tell which label a text, a pair of texts or a dialogue has."""
 
     kind: Literal["classify"] = "classify"
-    labels: list[str] = []
+    labels: list[str] = Field(default=[])
     """Labels in the order of the model's scores; those of the data, sorted, when left out."""
     column: str = "label"
     """Column that holds the label: a name, a number, or true and false."""

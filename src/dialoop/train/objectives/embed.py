@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from dialoop.core.errors import UserError
 from dialoop.data.units import searched_units
+from dialoop.models import embeddings
 from dialoop.train.objectives import Objective, Outcome
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Embed(Objective, frozen=True):
     """Leave out negatives that are nearer than the positive by more than this; 0.1 is usual."""
     num_negatives: int = Field(default=7, ge=0)
     """Negative passages of a query that are used, the first ones."""
-    matryoshka_dims: list[PositiveInt] = []
+    matryoshka_dims: list[PositiveInt] = Field(default=[])
     """Widths at which the cut vector must be good, too; name the full width, if it shall count."""
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"
     """How token states become one vector; `auto` takes what the checkpoint says, else the mean for
@@ -86,12 +87,10 @@ class Embed(Objective, frozen=True):
     @override
     def settled(self, samples: Iterable[Sample], folder: Path) -> Self:
         """With the pooling of the checkpoint."""
-        from dialoop.models.embeddings import pooling_of
-
         del samples
         if self.pooling != "auto":
             return self
-        return self.model_copy(update={"pooling": pooling_of(folder)})
+        return self.model_copy(update={"pooling": embeddings.pooling_of(folder)})
 
     @override
     def encode(self, sample: Sample, template: Template) -> list[Unit]:
@@ -126,8 +125,6 @@ class Embed(Objective, frozen=True):
     @override
     def describe(self, model: PreTrainedModel, folder: Path, max_length: int) -> None:
         """Write what sentence-transformers reads."""
-        from dialoop.models import embeddings
-
         embeddings.write(
             folder,
             pooling=self._pooling,
