@@ -333,12 +333,12 @@ def _tokenize(sample: Sample, work: _Work) -> _Done:
 
 def _truncated(unit: Unit, length: int) -> list[Unit]:
     """The unit with its rows cut off; nothing when a row loses all that it is there for."""
-    rows = tuple(_shortened(row, length) for row in unit.rows)
+    rows = tuple(shortened(row, length) for row in unit.rows)
     whole = zip(rows, unit.rows, strict=True)
     return [Unit(rows, unit.value)] if all(_has_use(row, before) for row, before in whole) else []
 
 
-def _shortened(row: Row, length: int) -> Row:
+def shortened(row: Row, length: int) -> Row:
     """A row without what is too much before the tokens that close it."""
     if not row.tail or len(row) <= length:
         return replace(_cut(row, length)[0], second=row.second)

@@ -128,7 +128,9 @@ def test_only_own_negatives_count_without_in_batch(model: Any) -> None:
     loss, _, _ = step(objective, model, [given])
     query, *passages = (F.normalize(x) for x in embedded(model, given, "last"))
     scores = torch.stack([(query * p).sum(1) for p in passages], 1) / 0.05
-    assert loss == pytest.approx(float(F.cross_entropy(scores, torch.zeros(3).long()).detach()), rel=1e-5)
+    assert loss == pytest.approx(
+        float(F.cross_entropy(scores, torch.zeros(3).long()).detach()), rel=1e-5
+    )
 
 
 class Vectors(torch.nn.Module):
