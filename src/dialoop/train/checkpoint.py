@@ -69,7 +69,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: P
         weights = {n: p.detach().cpu().contiguous() for n, p in trained(model).items()}
         save_file(weights, new / "trained.safetensors")
         make_readable(new)
-        state = {"optimizer": optimizer.state_dict(), "random": _random_state()}
+        state = {"optimizer": optimizer.state_dict(), "random": random_state()}
         with (new / "state.pt").open("wb") as file:  # a file of ours: a full disk is told as such
             torch.save(state, file)
         (new / "position.json").write_text(json.dumps(asdict(at)), encoding="utf-8")
@@ -89,7 +89,7 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
     except (OSError, ValueError, RuntimeError, EOFError, TypeError) as error:
         raise _damaged(path, error) from error
     optimizer.load_state_dict(state["optimizer"])
-    _set_random_state(state["random"])
+    set_random_state(state["random"])
     return position
 
 
@@ -127,14 +127,16 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
             shutil.rmtree(path)
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Where the random numbers of this process stand, on the host and on its accelerators."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on from where `random_state` was taken."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -164,13 +164,15 @@ class Loop:
             first_weight=sum(label_weight(part, rows=1) for part in parts),
         )
         if self.objective.surveys:
+            state = checkpoint.random_state()
             step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
+            checkpoint.set_random_state(state)  # dropout falls on the same places again
         totals: dict[str, Tensor] = {}
         place = 0
         for numbers, part in zip(group, parts, strict=True):
             known = None if units.references is None else units.references.of(numbers)
             batch = collate(part, self.device, step, place=place, reference=known)
-            place += len(part)
+            place += batch.num_documents
             with self._computing():
                 outcome = self.objective.loss(View(self.model), batch)
             if train:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from dialoop.data.tokenize import TokenRows
     from dialoop.data.units import Unit
     from dialoop.models.spec import Dtype
-    from dialoop.train.activations import Mode
     from dialoop.train.checkpoint import Position
     from dialoop.train.loop import Loop, TrainingSet
     from dialoop.train.reference import References
@@ -67,6 +66,7 @@ def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
 
 def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     from dialoop.train import report
+    from dialoop.train.activations import recompute
     from dialoop.train.loop import Loop
 
     device = devices.find(devices.by_number(job.device))
@@ -83,12 +83,15 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
         tokenizer_digest=template.tokenizer.digest,
     )
     shutil.copyfile(loaded.rejected, job.output / "rejected.jsonl")
+    objective = job.objective.settled(loaded.train, folder)
+    job = job.model_copy(update={"objective": objective})
     rows = _rows(job, loaded.train, template, emit)
     held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
     emit(Stage("train"))
     memory_mode = choose_mode(job, facts_of(str(folder)), device, dtype)
     emit(Note(f"activations: {memory_mode}"))
-    model = _prepare(job, folder, device, dtype, memory_mode)
+    model = _prepare(job, folder, device, dtype, template)
+    recompute(model, memory_mode)
     autocast = _autocast(model, dtype)
     training = _with_references(job, rows, model, folder, autocast, emit)
     validation = None
@@ -106,7 +109,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     started = time.monotonic()
     at = loop.fit()
     emit(Stage("save the result"))
-    _save(job, model, folder, dtype, loaded)
+    _save(job, model, folder, dtype, loaded, template)
     result = _result(job, loop, at, time.monotonic() - started)
     report.write(job, result)
     emit(Artifact("model", str(job.output)))
@@ -189,20 +192,30 @@ def _with_references(
 
 
 def _prepare(
-    job: TrainJob, folder: Path, device: Device, dtype: Dtype, memory_mode: Mode
+    job: TrainJob, folder: Path, device: Device, dtype: Dtype, template: Template
 ) -> PreTrainedModel:
     import torch
 
+    from dialoop.models import heads
     from dialoop.models.load import load_model
-    from dialoop.train.activations import recompute
     from dialoop.train.view import use_packed_attention
 
     torch.manual_seed(job.seed)
-    quantization = job.tuner.quantization
-    model = load_model(folder, device=device, dtype=dtype, quantization=quantization)
+    head = job.objective.head
+    model = load_model(
+        folder,
+        device=device,
+        dtype=dtype,
+        quantization=job.tuner.quantization,
+        head=head,
+        num_scores=job.objective.num_scores if head == "score" else None,
+    )
+    heads.refuse_untrainable(model)
+    heads.set_padding(model, template)
     if job.rope_factor is not None:
         rope.scale(model, job.rope_scaling, job.rope_factor)
-    if job.max_length > (limit := rope.longest(model)):
+    limit = rope.longest(model) - heads.first_position(model)
+    if job.max_length > limit:
         raise UserError(
             f"max_length {job.max_length} is above the model's {limit} positions",
             hint=f"use --max_length {limit} or less, or --rope_scaling",
@@ -210,7 +223,6 @@ def _prepare(
     use_packed_attention(model)
     job.objective.prepare(model, job.seed)
     job.tuner.prepare(model, job.seed)
-    recompute(model, memory_mode)
     return model
 
 
@@ -222,7 +234,16 @@ def _autocast(model: PreTrainedModel, dtype: str) -> torch.dtype | None:
     return torch.bfloat16 if dtype == "bf16" and is_wide else None
 
 
-def _save(job: TrainJob, model: PreTrainedModel, base: Path, dtype: str, data: Loaded) -> None:
+def _save(
+    job: TrainJob,
+    model: PreTrainedModel,
+    base: Path,
+    dtype: str,
+    data: Loaded,
+    template: Template,
+) -> None:
+    from dialoop.models import heads
+
     with machine_errors(job.output, "saving"):
         job.tuner.save(model, job.output, str(base.resolve()), dtype)
         if job.rope_scaling != "none" and is_adapter(job.output):
@@ -232,6 +253,9 @@ def _save(job: TrainJob, model: PreTrainedModel, base: Path, dtype: str, data: L
                 shutil.copyfile(file, job.output / file.name)
         if job.tuner.kind == "full":
             write_remote_code(job.output, model.config.model_type)
+        if job.objective.head == "score" and not heads.is_bidirectional(model):
+            heads.write_padding(job.output, template)
+        job.objective.describe(model, job.output, job.max_length)
     facts = {"train": data.train.digest, "validation": data.validation.digest}
     lineage.record(job.output, base=base, made_by=job.objective.kind, data=facts)
 

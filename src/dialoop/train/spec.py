@@ -141,9 +141,10 @@ class TrainJob(Spec, frozen=True):
     @model_validator(mode="after")
     def _refuse_what_cannot_be(self) -> Self:
         """Raise on combinations that have no meaning, with the reason."""
-        if self.overlong == "split" and self.objective.num_rows != 1:
+        reads_whole = self.objective.num_rows != 1 or self.objective.head != "tokens"
+        if self.overlong == "split" and reads_whole:
             raise ValueError(
-                f"overlong: {self.objective.kind} compares whole answers, which cannot be split;"
+                f"overlong: {self.objective.kind} reads texts whole, which cannot be split;"
                 " use drop, truncate or error"
             )
         if (self.rope_scaling == "none") != (self.rope_factor is None):

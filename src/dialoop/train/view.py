@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from dialoop.models import lora
+from dialoop.models import heads, lora
 from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.kernels import attention
 from dialoop.train.kernels.cross_entropy import token_nll
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.data.units import Unit
+    from dialoop.models.embeddings import Pooling
     from dialoop.train.batch import Batch
 
 PLAIN_HEADS = frozenset({"llama", "internlm3", "qwen2", "qwen3", "mistral", "smollm3"})
@@ -57,7 +58,8 @@ class View:
                 head: Any = self.model.get_output_embeddings()
                 weight = head.weight.to(wanted.dtype)
                 return token_nll(wanted, weight, batch.targets, smoothing=smoothing)
-            logits = self.model(**_inputs(batch), logits_to_keep=batch.rows).logits[0]  # (N, V)
+            inputs = _inputs(self.model, batch)
+            logits = self.model(**inputs, logits_to_keep=batch.rows).logits[0]  # (N, V)
         return F.cross_entropy(
             logits.float(), batch.targets, reduction="none", label_smoothing=smoothing
         )
@@ -72,11 +74,43 @@ class View:
 
     def hidden(self, batch: Batch) -> Tensor:
         """(T, D) the states that the head reads."""
-        return self.model.get_decoder()(**_inputs(batch)).last_hidden_state[0]
+        body: Any = self.model.base_model
+        return body(**_inputs(self.model, batch)).last_hidden_state[0]
 
-    def last_states(self, batch: Batch) -> Tensor:
-        """(S, D) the state of each document's last token."""
-        return self.hidden(batch)[batch.cu_seqlens[1:].long() - 1]
+    def scores(self, batch: Batch) -> Tensor:
+        """(S, L) float32, the scores of each document by the model's own head."""
+        model: Any = self.model
+        hidden = self.hidden(batch)  # (T, D)
+        with torch.autocast(hidden.device.type, enabled=False):
+            if not heads.is_bidirectional(model):
+                last = hidden[batch.cu_seqlens[1:].long() - 1].float()  # (S, D)
+                return F.linear(last, model.score.weight.float())
+            first = hidden[batch.cu_seqlens[:-1].long()].float()[:, None]  # (S, 1, D)
+            if model.config.model_type == "bert":
+                return model.classifier(model.dropout(model.bert.pooler(first)))
+            return model.classifier(first)
+
+    def pooled(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """(S, D) float32, one vector of each document."""
+        hidden = self.hidden(batch).float()  # (T, D)
+        match pooling:
+            case "last":
+                return hidden[batch.cu_seqlens[1:].long() - 1]
+            case "cls":
+                return hidden[batch.cu_seqlens[:-1].long()]
+            case "mean":
+                zero = hidden.new_zeros(batch.num_documents, hidden.shape[1])
+                sums = zero.index_add(0, batch.owners, hidden)  # (S, D)
+                return sums / batch.cu_seqlens.diff()[:, None]
+
+    def choice_logits(self, batch: Batch, num: int) -> Tensor:
+        """(S, num) float32: logits of each document's labelled tokens, `num` of them.
+
+        All are read where the first of them is predicted; see `Template.choice_row`.
+        """
+        places = batch.rows.view(-1, num)[:, 0]  # (S,)
+        logits = self.model(**_inputs(self.model, batch), logits_to_keep=places).logits[0]  # (S, V)
+        return logits.float().gather(1, batch.targets.view(-1, num))
 
     def reference(self, batch: Batch, measure: Callable[[View, Batch], Tensor]) -> Tensor:
         """(S,) what the reference model gives each document, float32, without gradient.
@@ -94,10 +128,13 @@ class View:
             self.model.train(was_training)
 
 
-def _inputs(batch: Batch) -> dict[str, Any]:
-    return {
+def _inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+    is_encoder = model.config.model_type in heads.ENCODERS
+    tells_texts_apart = is_encoder and model.config.type_vocab_size > 1
+    segments = {"token_type_ids": batch.segments[None]} if tells_texts_apart else {}
+    return segments | {
         "input_ids": batch.ids[None],
-        "position_ids": batch.positions[None],
+        "position_ids": batch.positions[None] + heads.first_position(model),
         "use_cache": False,
         "bounds": batch.bounds,
         "cu_seqlens": batch.cu_seqlens,
