@@ -134,6 +134,22 @@ CATALOG: dict[str, JobKind] = {
         group="Train",
         preset={"objective": {"kind": "kto"}},
     ),
+    "grpo": JobKind(
+        spec="dialoop.train.spec:TrainJob",
+        run="dialoop.train.run:run",
+        plan="dialoop.train.plan:plan",
+        summary="let a model answer, reward its answers, and raise the better ones",
+        group="Train",
+        preset={"objective": {"kind": "grpo"}},
+    ),
+    "gkd": JobKind(
+        spec="dialoop.train.spec:TrainJob",
+        run="dialoop.train.run:run",
+        plan="dialoop.train.plan:plan",
+        summary="imitate a teacher's token distributions, on data or on a model's own answers",
+        group="Train",
+        preset={"objective": {"kind": "gkd"}},
+    ),
     "merge": JobKind(
         spec="dialoop.models.spec:MergeJob",
         run="dialoop.models.merge:run",

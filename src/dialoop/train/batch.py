@@ -67,6 +67,8 @@ class Batch:
     """Where this micro-batch begins in what the step surveyed."""
     reference: Tensor | None = None
     """(S,) float32: what the reference model gives each document, where that is known."""
+    old: Tensor | None = None
+    """(N,) float32: log p of each labelled token when it was sampled, where that is known."""
 
     @property
     def num_tokens(self) -> int:
@@ -96,6 +98,10 @@ class Batch:
     def token_mean(self, values: Tensor) -> Tensor:
         """This micro-batch's share of the step's weighted mean over tokens; (N,) to ()."""
         return (values * self.weights).sum() / self.step.weight
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """(S,) values of documents, repeated for their labelled tokens: (N,)."""
+        return values[self.documents]
 
     def unit_mean(self, values: Tensor) -> Tensor:
         """This micro-batch's share of the step's mean over units; (U,) to ()."""
@@ -135,6 +141,8 @@ def collate(
     documents = np.repeat(np.arange(len(rows)), lengths)
     owners = np.repeat(np.arange(len(units)), [len(unit.rows) for unit in units])
 
+    old = [unit.logps for unit in units if unit.logps is not None]
+
     def send(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
@@ -152,4 +160,5 @@ def collate(
         step=step,
         place=place,
         reference=None if reference is None else send(reference.astype(np.float32)),
+        old=send(np.concatenate(old)) if len(old) == len(units) else None,
     )

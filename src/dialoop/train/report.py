@@ -27,6 +27,8 @@ pre { overflow: auto; padding: 1rem; border: 1px solid var(--edge); }
 _TITLES = {
     "loss": "Training loss (nats a token)",
     "validation_loss": "Held-out loss (nats a token)",
+    "reward": "Mean reward of sampled answers",
+    "validation_reward": "Mean reward on held-out prompts",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_s": "Tokens a second",
