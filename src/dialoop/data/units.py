@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dialoop.chat.template import Row
 from dialoop.core.errors import UserError
 from dialoop.data.sample import prompt_and_endings
@@ -31,7 +33,9 @@ class Unit:
 
     rows: tuple[Row, ...]
     value: float = 0.0
-    """A number that belongs to them: a label, a score, a margin."""
+    """A number that belongs to them: a label, a score, a margin, an advantage."""
+    logps: np.ndarray | None = None
+    """(n,) float32: log p of the labelled tokens of all rows when they were sampled, if known."""
 
     def __len__(self) -> int:
         """Tokens of all rows."""
@@ -78,6 +82,19 @@ def pair_units(sample: Sample, template: Template) -> list[Unit]:
         ))
         for better, worse in pairs
     ]  # fmt: skip
+
+
+def prompt_units(sample: Sample, template: Template) -> list[Unit]:
+    """A unit of one row without weights: what an answer is wanted for; a last answer is left off.
+
+    Raises:
+        UserError: the sample is of another kind.
+    """
+    if sample.kind not in {"prompt", "dialogue"}:
+        raise UserError(f"a {sample.kind} record is no prompt")
+    answered = sample.messages[-1].role == "assistant"
+    ids = template.prompt_ids(sample.messages[: -1 if answered else None], sample.tools)
+    return [Unit((Row(np.asarray(ids, np.int32), np.zeros(len(ids), np.float32)),))]
 
 
 def judged_units(sample: Sample, template: Template) -> list[Unit]:

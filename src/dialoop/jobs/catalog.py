@@ -63,6 +63,8 @@ _OBJECTIVES = {
     "orpo": "imitate chosen answers and lower the odds of rejected ones",
     "simpo": "prefer chosen answers by a margin, without a reference model",
     "cpo": "prefer chosen answers while imitating them",
+    "grpo": "let a model answer, reward its answers, and raise the better ones",
+    "gkd": "imitate a teacher's token distributions, on data or on a model's own answers",
     "rm": "score answers: a reward model from preferences",
     "embed": "embed texts: near vectors for queries and their passages",
     "rerank": "score passages together with their query",

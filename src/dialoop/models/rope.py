@@ -104,4 +104,4 @@ def _apply(model: PreTrainedModel, facts: dict[str, Any]) -> None:
     for name, module in list(model.named_modules()):
         if hasattr(module, "inv_freq") and hasattr(module, "rope_type"):
             device = module.inv_freq.device
-            model.set_submodule(name, type(module)(model.config).to(device))  # pyright: ignore[reportCallIssue, reportArgumentType]
+            model.set_submodule(name, type(module)(model.config).to(device))  # pyright: ignore[reportArgumentType]

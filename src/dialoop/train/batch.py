@@ -71,6 +71,8 @@ class Batch:
     """Where the documents of this micro-batch begin in what the step surveyed."""
     reference: Tensor | None = None
     """(S,) float32: what the reference model gives each document, where that is known."""
+    old: Tensor | None = None
+    """(N,) float32: log p of each labelled token when it was sampled, where that is known."""
 
     @property
     def num_tokens(self) -> int:
@@ -127,6 +129,10 @@ class Batch:
         is_first[1:] = self.units.diff() > 0
         return (values * self.weights * is_first[self.documents]).sum() / self.step.first_weight
 
+    def per_token(self, values: Tensor) -> Tensor:
+        """(S,) values of documents, repeated for their labelled tokens: (N,)."""
+        return values[self.documents]
+
     def unit_mean(self, values: Tensor) -> Tensor:
         """This micro-batch's share of the step's mean over units; (U,) to ()."""
         return values.sum() / self.step.num_units
@@ -172,6 +178,8 @@ def collate(
     segments = np.concatenate([(np.arange(len(r)) >= r.second) & (r.second > 0) for r in rows])
     owners = np.repeat(np.arange(len(units)), [len(unit.rows) for unit in units])
 
+    old = [unit.logps for unit in units if unit.logps is not None]
+
     def send(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
@@ -190,4 +198,5 @@ def collate(
         step=step,
         place=place,
         reference=None if reference is None else send(reference.astype(np.float32)),
+        old=send(np.concatenate(old)) if len(old) == len(units) else None,
     )

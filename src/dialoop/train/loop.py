@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, Metrics, Progress
+from dialoop.data.pack import best_fit
 from dialoop.train import checkpoint
 from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.checkpoint import Position
-from dialoop.train.schedule import epoch_bins, rate
+from dialoop.train.schedule import epoch_bins, prompt_bins, rate
 from dialoop.train.view import View
 
 if TYPE_CHECKING:
@@ -25,37 +26,56 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.core.events import Event
+    from dialoop.data.sample import Sample
     from dialoop.data.tokenize import TokenRows
     from dialoop.data.units import Unit
+    from dialoop.train.online import Made
     from dialoop.train.reference import References
+    from dialoop.train.rollout import Rollout
     from dialoop.train.spec import TrainJob
+
+
+class Samples(Protocol):
+    """Samples by the number of their unit."""
+
+    def __getitem__(self, number: int) -> Sample:
+        """One of them."""
+        ...
 
 
 class TrainingSet:
     """Units by number, and what the reference model gave them.
 
     Args:
-        rows: the tokenised data.
+        rows: the tokenised data, or units that a rollout made.
         references: of the units' rows, where the objective needs one and it was computed before.
         survey_references: the same of what is surveyed.
+        samples: the sample of each unit, where rewards look at it.
     """
 
     def __init__(
         self,
-        rows: TokenRows,
+        rows: TokenRows | Made,
         references: References | None = None,
         survey_references: References | None = None,
+        samples: Samples | None = None,
     ) -> None:
         self._rows = rows
         self.lengths = rows.unit_lengths
         """(u,) tokens of each unit."""
         self.references, self.survey_references = references, survey_references
+        self._samples = samples
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, number: int) -> Unit:
         return self._rows.unit(number)
+
+    def sample(self, number: int) -> Sample:
+        """The sample of a unit."""
+        assert self._samples is not None, "asked only where answers are rewarded"  # noqa: S101
+        return self._samples[number]
 
 
 class Loop:
@@ -68,6 +88,8 @@ class Loop:
         held_out: the validation units, or None.
         autocast: compute type where the trained weights are wider; None computes in their own.
         emit: receives events.
+        companion: the frozen model beside the policy, where the objective asks for one.
+        rollout: makes the units of a step, where the objective is online.
     """
 
     def __init__(
@@ -78,7 +100,11 @@ class Loop:
         held_out: TrainingSet | None,
         autocast: torch.dtype | None,
         emit: Callable[[Event], None],
+        *,
+        companion: View | None = None,
+        rollout: Rollout | None = None,
     ) -> None:
+        self.view, self.rollout = View(model, companion), rollout
         self.job, self.model, self.rows, self.held_out = job, model, rows, held_out
         self.emit, self.autocast = emit, autocast
         self.device = next(model.parameters()).device
@@ -124,6 +150,8 @@ class Loop:
         return self.at
 
     def _bins(self, epoch: int) -> list[list[int]]:
+        if self.rollout is not None:
+            return prompt_bins(len(self.rows), self.rollout.num_prompts, self.job.seed, epoch)
         return epoch_bins(self.rows.lengths, self._room(self.rows), self.job.seed, epoch)
 
     def _room(self, units: TrainingSet) -> int:
@@ -139,11 +167,21 @@ class Loop:
     def _step(self, group: list[list[int]]) -> None:
         started = time.monotonic()
         lr = self._set_rate()
-        totals = self._run(self.rows, group, train=True)
-        norm = self._clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        tokens = int(sum(self.rows.lengths[numbers].sum() for numbers in group))
+        units, bins, updates, facts = self.rows, group, 1, dict[str, float]()
+        if self.rollout is not None:
+            made = self.rollout.make(
+                self.rows, [n for numbers in group for n in numbers], self.at.step
+            )
+            units, updates, facts = TrainingSet(made), self.rollout.num_updates, made.metrics
+            bins = best_fit(units.lengths, self._room(units))
+        totals: dict[str, float] = {}
+        norm = 0.0
+        for _ in range(updates):
+            totals = self._run(units, bins, train=True) | facts
+            norm = float(self._clip())
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        tokens = updates * int(sum(units.lengths[numbers].sum() for numbers in bins))
         seconds = time.monotonic() - started
         self.at = dataclasses.replace(
             self.at,
@@ -152,7 +190,7 @@ class Loop:
             tokens=self.at.tokens + tokens,
             seconds=self.at.seconds + seconds,
         )
-        self._report(totals, float(norm), lr, tokens / seconds)
+        self._report(totals, norm, lr, tokens / seconds)
         self._maybe_measure_and_save()
 
     def _run(self, units: TrainingSet, group: list[list[int]], *, train: bool) -> dict[str, float]:
@@ -174,7 +212,7 @@ class Loop:
             batch = collate(part, self.device, step, place=place, reference=known)
             place += batch.num_documents
             with self._computing():
-                outcome = self.objective.loss(View(self.model), batch)
+                outcome = self.objective.loss(self.view, batch)
             if train:
                 outcome.loss.backward()
             for name, share in {"loss": outcome.loss, **outcome.metrics}.items():
@@ -190,7 +228,7 @@ class Loop:
             reference = None if known is None else known.of(numbers)
             batch = collate(part, self.device, step, reference=reference)
             with self._computing():
-                found.append(self.objective.survey(View(self.model), batch))
+                found.append(self.objective.survey(self.view, batch))
         return torch.cat(found)
 
     def _computing(self) -> torch.autocast:
@@ -255,6 +293,8 @@ class Loop:
         """Loss of the validation split, which is measured as one step."""
         assert self.held_out is not None, "asked only where there is a split"  # noqa: S101
         units = self.held_out
+        if self.rollout is not None and (rewards := self.rollout.held_out(units)) is not None:
+            return rewards
         self.model.eval()
         bins = epoch_bins(units.lengths, self._room(units), self.job.seed, 0)
         totals = self._run(units, bins, train=False)

@@ -49,8 +49,7 @@ def plan(job: TrainJob) -> TrainPlan:
     compute = DTYPE_BYTES[place.dtype]
     trained = job.tuner.num_trained(facts)
     weights, states = job.tuner.weight_bytes(facts, compute), 12 * trained
-    room = place.device.memory_bytes if place.device else None
-    mode, activations = _activations(job, facts, compute, weights + states, room)
+    mode, activations = _activations(job, facts, compute, weights + states, place.device)
     memory = weights + states + activations
     row = job.batch_size * job.max_length
     lines = {
@@ -121,22 +120,22 @@ def choose_mode(job: TrainJob, facts: ModelFacts, device: Device, dtype: str) ->
     """
     compute = DTYPE_BYTES[dtype]
     rest = job.tuner.weight_bytes(facts, compute) + 12 * job.tuner.num_trained(facts)
-    return _activations(job, facts, compute, rest, device.memory_bytes)[0]
+    return _activations(job, facts, compute, rest, device)[0]
 
 
 def _activations(
-    job: TrainJob, facts: ModelFacts, compute: int, rest: int, room: int | None
+    job: TrainJob, facts: ModelFacts, compute: int, rest: int, device: Device | None
 ) -> tuple[Mode, int]:
     """The mode, and the bytes of its activations; `rest` is what else lies on the device."""
     tokens = job.batch_size * job.max_length * max(1, job.objective.num_rows)
     needed: dict[Mode, int] = {m: tokens * bytes_a_token(m, facts, compute) for m in MODES}
     if job.activation_checkpointing != "auto":
         return job.activation_checkpointing, needed[job.activation_checkpointing]
-    is_cpu = devices.by_number(job.device).startswith("cpu")
-    usable: list[Mode] = [mode for mode in MODES if mode != "offload" or not is_cpu]
-    fits: list[Mode] = [
-        m for m in usable if room is None or rest + needed[m] <= SHARE_OF_MEMORY * room
-    ]
+    if device is None:
+        return "none", needed["none"]
+    room = SHARE_OF_MEMORY * device.memory_bytes - rest
+    usable: list[Mode] = [m for m in MODES if m != "offload" or device.kind != "cpu"]
+    fits: list[Mode] = [mode for mode in usable if needed[mode] <= room]
     chosen = fits[0] if fits else usable[-1]
     return chosen, needed[chosen]
 

@@ -27,6 +27,8 @@ pre { overflow: auto; padding: 1rem; border: 1px solid var(--edge); }
 _TITLES = {
     "loss": "Training loss",
     "validation_loss": "Held-out loss",
+    "reward": "Mean reward of sampled answers",
+    "validation_reward": "Mean reward on held-out prompts",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_s": "Tokens a second",

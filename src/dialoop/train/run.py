@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dialoop.chat.template import Template
+from dialoop.chat.tokenizer import load_tokenizer
 from dialoop.core import device as devices
 from dialoop.core import env, jobfile
 from dialoop.core.errors import UserError
@@ -19,6 +20,7 @@ from dialoop.models.checkpoint import fingerprint, is_adapter
 from dialoop.models.facts import facts_of
 from dialoop.models.families import write_remote_code
 from dialoop.models.merge import COMPANIONS
+from dialoop.train.adapter import Adapter
 from dialoop.train.plan import choose_mode
 from dialoop.train.spec import TrainJob, TrainResult
 from dialoop.train.tensorboard import TensorBoardSink
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from dialoop.models.spec import Dtype
     from dialoop.train.checkpoint import Position
     from dialoop.train.loop import Loop, TrainingSet
+    from dialoop.train.online import Online
     from dialoop.train.reference import References
+    from dialoop.train.rollout import Rollout
 
 FEW_STEPS = 20
 """Fewer optimiser steps than this are told: on little data the defaults may give one an epoch."""
@@ -68,6 +72,8 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     from dialoop.train import report
     from dialoop.train.activations import recompute
     from dialoop.train.loop import Loop
+    from dialoop.train.online import Online
+    from dialoop.train.view import View
 
     device = devices.find(devices.by_number(job.device))
     dtype = job.dtype if job.dtype != "auto" else "bf16" if device.supports_bf16 else "fp32"
@@ -76,6 +82,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     folder = sources.resolve(job.model, emit)
     emit(Stage("read and tokenise the data"))
     template = Template.from_folder(folder)
+    job.objective.check(template)
     loaded = data_load.load(
         job.data,
         emit,
@@ -93,11 +100,18 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     model = _prepare(job, folder, device, dtype, template)
     recompute(model, memory_mode)
     autocast = _autocast(model, dtype)
-    training = _with_references(job, rows, model, folder, autocast, emit)
+    training = _with_references(job, rows, loaded.train, model, folder, autocast, emit)
     validation = None
     if held_out is not None:
-        validation = _with_references(job, held_out, model, folder, autocast, emit)
-    loop = Loop(job, model, training, validation, autocast, emit)
+        validation = _with_references(
+            job, held_out, loaded.validation, model, folder, autocast, emit
+        )
+    companion = _companion(job, template, device, dtype, emit)
+    rollout = None
+    if isinstance(job.objective, Online) and job.objective.is_online:
+        rollout = _rollout(job, job.objective, model, companion, folder, template, dtype)
+    view = None if companion is None else View(companion)
+    loop = Loop(job, model, training, validation, autocast, emit, companion=view, rollout=rollout)
     if job.resume and not loop.resume():
         emit(Note(f"no checkpoint in `{job.output}` yet: starting from the beginning"))
     if loop.num_steps < FEW_STEPS:
@@ -126,7 +140,8 @@ def _begin(job: TrainJob) -> None:
             f"`{job.output}` holds an earlier run",
             hint="go on with it by --resume, or choose another --output",
         )
-    (job.output / "events.jsonl").unlink(missing_ok=True)
+    for name in ("events.jsonl", "samples.jsonl"):
+        (job.output / name).unlink(missing_ok=True)
     shutil.rmtree(job.output / "tensorboard", ignore_errors=True)
 
 
@@ -157,16 +172,20 @@ def _rows(
 def _with_references(
     job: TrainJob,
     rows: TokenRows,
+    samples: SampleSet,
     model: PreTrainedModel,
     folder: Path,
     autocast: torch.dtype | None,
     emit: Callable[[Event], None],
 ) -> TrainingSet:
-    """The units with what the model at its start gives them, where the objective asks for that."""
+    """The units with what goes with them: their samples, or what the model gives at its start."""
     from dialoop.train.loop import TrainingSet
     from dialoop.train.reference import precompute
+    from dialoop.train.rollout import UnitSamples
 
     units, objective = TrainingSet(rows), job.objective
+    if objective.is_online:
+        return TrainingSet(rows, samples=UnitSamples(samples, rows))
     if not objective.needs_reference or job.reference == "live":
         return units
     numbers = range(len(units))
@@ -224,6 +243,63 @@ def _prepare(
     job.objective.prepare(model, job.seed)
     job.tuner.prepare(model, job.seed)
     return model
+
+
+def _companion(
+    job: TrainJob,
+    template: Template,
+    device: Device,
+    dtype: Dtype,
+    emit: Callable[[Event], None],
+) -> PreTrainedModel | None:
+    """The frozen model that the objective asks beside the policy, with the same vocabulary."""
+    from dialoop.models.load import load_model, text_folder
+    from dialoop.train.teacher import check_vocabulary
+    from dialoop.train.view import use_packed_attention
+
+    wanted = job.objective.companion(job.model, has_adapter=isinstance(job.tuner, Adapter))
+    if wanted is None:
+        return None
+    folder = sources.resolve(wanted.model, emit)
+    check_vocabulary(template.tokenizer, load_tokenizer(text_folder(folder)), wanted.model)
+    model = load_model(folder, device=device, dtype=dtype, quantization=wanted.quantization)
+    use_packed_attention(model)
+    return model.requires_grad_(requires_grad=False)
+
+
+def _rollout(
+    job: TrainJob,
+    objective: Online,
+    model: PreTrainedModel,
+    companion: PreTrainedModel | None,
+    folder: Path,
+    template: Template,
+    dtype: Dtype,
+) -> Rollout:
+    from dialoop.train.rollout import Rollout
+    from dialoop.train.rollouts import Policy
+
+    if (longest := job.max_length + objective.rollout.max_new_tokens) > (
+        limit := model.config.max_position_embeddings
+    ):
+        raise UserError(
+            f"max_length with max_new_tokens is {longest}, above the model's {limit} positions",
+            hint="lower --max_length, which bounds the prompts, or max_new_tokens",
+        )
+    stops = template.stop_ids
+    policy = Policy(model, stops, job.tuner, folder, dtype, _autocast(model, dtype))
+    beside = None
+    if companion is not None:
+        beside = Policy(companion, stops, job.tuner, folder, dtype, None)
+    return Rollout(
+        objective,
+        policy,
+        beside,
+        template,
+        seed=job.seed,
+        capacity=job.batch_size * job.max_length,
+        output=job.output,
+    )
 
 
 def _autocast(model: PreTrainedModel, dtype: str) -> torch.dtype | None:

@@ -34,6 +34,12 @@ def epoch_bins(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> lis
     return [bins[i] for i in random.permutation(len(bins))]
 
 
+def prompt_bins(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The prompts of one epoch, shuffled, `size` at a time; the same for the same arguments."""
+    order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    return [order[start : start + size] for start in range(0, count, size)]
+
+
 def rate(optim: Optim, peak: float, step: int, steps: int) -> float:
     """Learning rate of a step.
 

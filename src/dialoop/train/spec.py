@@ -10,6 +10,7 @@ from dialoop.core.schema import OneOf, Result, Spec
 from dialoop.data.spec import DataSpec
 from dialoop.train.adapter import Adapter
 from dialoop.train.objectives import Objective
+from dialoop.train.objectives.grpo import Grpo
 from dialoop.train.objectives.sft import Sft
 from dialoop.train.tuners import Tuner
 from dialoop.train.tuners.lora import Lora
@@ -83,6 +84,8 @@ class TrainJob(Spec, frozen=True):
         "eval_steps": "saving.eval_steps",
         "save_steps": "saving.save_steps",
         "output_dir": "output",
+        "num_generations": "objective.num_answers",
+        "max_completion_length": "objective.rollout.max_new_tokens",
         "o": "output",
         "gpu_ids": "device",
         "torch_dtype": "dtype",
@@ -149,6 +152,8 @@ class TrainJob(Spec, frozen=True):
             )
         if (self.rope_scaling == "none") != (self.rope_factor is None):
             raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
+        if self.overlong in {"split", "truncate"} and isinstance(self.objective, Grpo):
+            raise ValueError("overlong: a prompt cannot be cut; use drop or error")
         if self.reference == "live" and not issubclass(type(self.tuner), Adapter):
             raise ValueError(
                 f"reference: `live` switches an adapter off, and {self.tuner.kind} has none;"

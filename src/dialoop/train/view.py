@@ -40,33 +40,52 @@ class View:
     """A model, as objectives see it."""
 
     model: PreTrainedModel
+    companion: View | None = None
+    """A second, frozen model: a teacher, or the policy's start where no adapter gives it."""
 
-    def token_nll(self, batch: Batch, *, smoothing: float = 0.0, noise: float = 0.0) -> Tensor:
+    def token_nll(
+        self,
+        batch: Batch,
+        *,
+        smoothing: float = 0.0,
+        noise: float = 0.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
         """-log p of each labelled token.
 
         Args:
             batch: a packed row.
             smoothing: share of the target's probability spread over the vocabulary.
             noise: NEFTune's alpha; 0 adds no noise.
+            temperature: the logits are divided by it.
 
         Returns:
             (N,) float32 nats.
         """
         with _noise(self.model, batch, noise):
             if self.model.config.model_type in PLAIN_HEADS:
-                wanted = self.hidden(batch)[batch.rows]  # (N, D)
+                wanted = self.hidden(batch)[batch.rows] / temperature  # (N, D)
                 head: Any = self.model.get_output_embeddings()
                 weight = head.weight.to(wanted.dtype)
                 return token_nll(wanted, weight, batch.targets, smoothing=smoothing)
             inputs = _inputs(self.model, batch)
             logits = self.model(**inputs, logits_to_keep=batch.rows).logits[0]  # (N, V)
         return F.cross_entropy(
-            logits.float(), batch.targets, reduction="none", label_smoothing=smoothing
+            logits.float() / temperature, batch.targets, reduction="none", label_smoothing=smoothing
         )
 
-    def token_logps(self, batch: Batch) -> Tensor:
+    def token_logps(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Log p of each labelled token: (N,) float32."""
-        return -self.token_nll(batch)
+        return -self.token_nll(batch, temperature=temperature)
+
+    def token_logits(self, batch: Batch) -> Callable[[slice], Tensor]:
+        """Gives the (n, V) float32 logits of a part of the N labelled tokens."""
+        if self.model.config.model_type not in PLAIN_HEADS:
+            logits = self.model(**_inputs(batch), logits_to_keep=batch.rows).logits[0]  # (N, V)
+            return lambda part: logits[part].float()
+        wanted = self.hidden(batch)[batch.rows]  # (N, D)
+        head: Any = self.model.get_output_embeddings()
+        return lambda part: (wanted[part] @ head.weight.to(wanted.dtype).T).float()
 
     def sequence_logps(self, batch: Batch) -> Tensor:
         """Log p of the labelled tokens of each document, weighted and summed: (S,) float32."""
@@ -113,12 +132,16 @@ class View:
         return logits.float().gather(1, batch.targets.view(-1, num))
 
     def reference(self, batch: Batch, measure: Callable[[View, Batch], Tensor]) -> Tensor:
-        """(S,) what the reference model gives each document, float32, without gradient.
+        """What the reference model gives, as `measure` has it: float32, without gradient.
 
-        Known beforehand (`batch.reference`), or asked of the model without its adapters.
+        Known beforehand (`batch.reference`), or asked of the companion, or of the model without
+        its adapters.
         """
         if batch.reference is not None:
             return batch.reference
+        if self.companion is not None:
+            with torch.no_grad():
+                return measure(self.companion, batch)
         was_training = self.model.training
         self.model.eval()
         try:

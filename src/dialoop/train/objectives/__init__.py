@@ -54,6 +54,15 @@ class Outcome:
     """() shares of the step's means, by name, without gradient."""
 
 
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A frozen model beside the policy."""
+
+    model: str
+    """A short name, a folder, or an address."""
+    quantization: Literal["nf4"] | None = None
+
+
 class Objective(Option, frozen=True):
     """What a loss rewards."""
 
@@ -88,6 +97,28 @@ class Objective(Option, frozen=True):
         """
         del samples, folder
         return self
+
+    @property
+    def is_online(self) -> bool:
+        """Whether a step learns from what the policy answers now; see `train.online`."""
+        return False
+
+    def companion(self, policy: str, *, has_adapter: bool) -> Companion | None:
+        """A second, frozen model that the loss asks as `view.companion`.
+
+        Args:
+            policy: name or folder of the model that is trained.
+            has_adapter: whether the policy can be asked as it was at its start.
+        """
+        del policy, has_adapter
+
+    def check(self, template: Template) -> None:
+        """Look at what the objective needs beside this machine, before anything is loaded.
+
+        Raises:
+            UserError: it does not serve.
+            UpstreamError: it is not there.
+        """
 
     @abstractmethod
     def encode(self, sample: Sample, template: Template) -> list[Unit]:
