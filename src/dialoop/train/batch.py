@@ -117,7 +117,7 @@ class Batch:
     def document_mean(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
         """(N,) values of labelled tokens to their weighted means by document: (S,)."""
         total = self.document_sum(torch.ones_like(self.weights), weights)
-        return self.document_sum(values, weights) / total
+        return self.document_sum(values, weights) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     def token_mean(self, values: Tensor) -> Tensor:
         """This micro-batch's share of the step's weighted mean over tokens; (N,) to ()."""

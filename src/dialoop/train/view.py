@@ -81,7 +81,8 @@ class View:
     def token_logits(self, batch: Batch) -> Callable[[slice], Tensor]:
         """Gives the (n, V) float32 logits of a part of the N labelled tokens."""
         if self.model.config.model_type not in PLAIN_HEADS:
-            logits = self.model(**_inputs(batch), logits_to_keep=batch.rows).logits[0]  # (N, V)
+            inputs = _inputs(self.model, batch)
+            logits = self.model(**inputs, logits_to_keep=batch.rows).logits[0]  # (N, V)
             return lambda part: logits[part].float()
         wanted = self.hidden(batch)[batch.rows]  # (N, D)
         head: Any = self.model.get_output_embeddings()

@@ -150,17 +150,15 @@ class Grpo(Online, frozen=True):
         """(N,) of each token, or the mean of its answer's."""
         if self.ratio == "token":
             return differences
-        lengths = batch.per_document(batch.weights).clamp(min=1)  # (S,)
-        return batch.per_token(batch.per_document(differences * batch.weights) / lengths)
+        return batch.per_token(batch.document_mean(differences))
 
     def _mean(self, losses: Tensor, batch: Batch) -> Tensor:
         """This micro-batch's share of the step's loss: (N,) to ()."""
         match self.loss_type:
             case "grpo":
-                lengths = batch.per_document(batch.weights).clamp(min=1)  # (S,)
-                return batch.unit_mean(batch.per_document(losses * batch.weights) / lengths)
+                return batch.unit_mean(batch.document_mean(losses))
             case "dr_grpo":
-                sums = batch.per_document(losses * batch.weights)
+                sums = batch.document_sum(losses)
                 return batch.unit_mean(sums / self.rollout.max_new_tokens)
             case "bnpo" | "dapo":
                 return batch.token_mean(losses)
