@@ -84,7 +84,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
     emit(Stage("train"))
     model = _prepare(job, folder, device, dtype)
-    autocast = _autocast(model, dtype)
+    autocast = _autocast(job, dtype)
     training = _with_references(job, rows, model, folder, autocast, emit)
     validation = None
     if held_out is not None:
@@ -206,12 +206,11 @@ def _prepare(job: TrainJob, folder: Path, device: Device, dtype: Dtype) -> PreTr
     return model
 
 
-def _autocast(model: PreTrainedModel, dtype: str) -> torch.dtype | None:
+def _autocast(job: TrainJob, dtype: str) -> torch.dtype | None:
     """The compute type, where weights that are wider do the computing."""
     import torch
 
-    is_wide = next(model.parameters()).dtype == torch.float32
-    return torch.bfloat16 if dtype == "bf16" and is_wide else None
+    return torch.bfloat16 if dtype == "bf16" and job.tuner.autocasts else None
 
 
 def _save(job: TrainJob, model: PreTrainedModel, base: Path, dtype: str, data: Loaded) -> None:
@@ -220,7 +219,7 @@ def _save(job: TrainJob, model: PreTrainedModel, base: Path, dtype: str, data: L
         for pattern in COMPANIONS:
             for file in base.glob(pattern):
                 shutil.copyfile(file, job.output / file.name)
-        if job.tuner.kind == "full":
+        if job.tuner.saves_model:
             write_remote_code(job.output, model.config.model_type)
     facts = {"train": data.train.digest, "validation": data.validation.digest}
     lineage.record(job.output, base=base, made_by=job.objective.kind, data=facts)
