@@ -111,7 +111,7 @@ def test_a_paged_optimiser_needs_an_accelerator(
 
 
 def test_a_decay_that_an_optimiser_has_not_is_refused(tiny: Path, dialogues: Path) -> None:
-    with pytest.raises(UserError, match="optim.beta1: adafactor has none"):
+    with pytest.raises(UserError, match=r"optim\.beta1: adafactor has none"):
         job(tiny, dialogues, tiny, optimizer="adafactor", optim={"beta1": 0.5})
 
 
