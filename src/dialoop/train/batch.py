@@ -34,6 +34,8 @@ class Step:
     weight: float
     """Sum of the loss weights of all labelled tokens."""
     num_units: int
+    first_weight: float = 1.0
+    """The same as `weight`, of the first row of each unit alone: the chosen answers of pairs."""
     surveyed: Tensor | None = None
     """What the objective surveyed, of all micro-batches one after another; see `Objective`."""
 
@@ -104,23 +106,41 @@ class Batch:
         """Tokens of the longest document."""
         return int(np.diff(self.bounds).max())
 
-    def per_document(self, values: Tensor) -> Tensor:
-        """(N,) values of labelled tokens, summed by document: (S,)."""
+    def document_sum(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """(N,) values of labelled tokens, weighted and summed by document: (S,)."""
+        values = values * (self.weights if weights is None else weights)
         zero = torch.zeros(self.num_documents, dtype=values.dtype, device=values.device)
         return zero.index_add(0, self.documents, values)
+
+    def document_mean(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """(N,) values of labelled tokens to their weighted means by document: (S,)."""
+        total = self.document_sum(torch.ones_like(self.weights), weights)
+        return self.document_sum(values, weights) / total
 
     def token_mean(self, values: Tensor) -> Tensor:
         """This micro-batch's share of the step's weighted mean over tokens; (N,) to ()."""
         return (values * self.weights).sum() / self.step.weight
+
+    def first_mean(self, values: Tensor) -> Tensor:
+        """As `token_mean`, over the tokens of the first document of each unit."""
+        is_first = torch.ones_like(self.units, dtype=torch.bool)  # (S,)
+        is_first[1:] = self.units.diff() > 0
+        return (values * self.weights * is_first[self.documents]).sum() / self.step.first_weight
 
     def unit_mean(self, values: Tensor) -> Tensor:
         """This micro-batch's share of the step's mean over units; (U,) to ()."""
         return values.sum() / self.step.num_units
 
 
-def label_weight(units: Sequence[Unit]) -> float:
-    """Sum of the loss weights of some units; a first token has nothing that predicts it."""
-    return float(sum(row.weights[1:].sum(dtype=np.float64) for unit in units for row in unit.rows))
+def label_weight(units: Sequence[Unit], *, rows: int | None = None) -> float:
+    """Sum of the loss weights of some units; a first token has nothing that predicts it.
+
+    Args:
+        units: what is counted.
+        rows: count only so many rows of each unit.
+    """
+    counted = (row for unit in units for row in unit.rows[:rows])
+    return float(sum(row.weights[1:].sum(dtype=np.float64) for row in counted))
 
 
 def collate(

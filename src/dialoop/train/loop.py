@@ -85,7 +85,7 @@ class Loop:
         self.objective = job.objective
         self.capacity = job.batch_size * job.max_length
         self.checkpoints: Path = job.output / "checkpoints"
-        self.optimizer = _optimizer(job, model)
+        self.optimizer = job.tuner.optimizer(model, job.optim, job.optimizer, job.seed)
         self.at = Position()
         self.steps_per_epoch = math.ceil(len(self._bins(0)) / job.accumulate)
         self.num_steps = job.max_steps or math.ceil(self.steps_per_epoch * job.epochs)
@@ -137,10 +137,11 @@ class Loop:
     def _step(self, group: list[list[int]]) -> None:
         started = time.monotonic()
         lr = self._set_rate()
-        totals = self._run(self.rows, group, train=True)
-        norm = self._clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.job.tuner.step(self.model, self.optimizer, self.at.step, self.job.seed):
+            totals = self._run(self.rows, group, train=True)
+            norm = self._clip()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         tokens = int(sum(self.rows.lengths[numbers].sum() for numbers in group))
         seconds = time.monotonic() - started
         self.at = dataclasses.replace(
@@ -156,7 +157,11 @@ class Loop:
     def _run(self, units: TrainingSet, group: list[list[int]], *, train: bool) -> dict[str, float]:
         """Loss and metrics of a step's micro-batches; gradients are left in the parameters."""
         parts = [[units[n] for n in numbers] for numbers in group]
-        step = Step(sum(map(label_weight, parts)), sum(map(len, parts)))
+        step = Step(
+            weight=sum(map(label_weight, parts)),
+            num_units=sum(map(len, parts)),
+            first_weight=sum(label_weight(part, rows=1) for part in parts),
+        )
         if self.objective.surveys:
             state = checkpoint.random_state()
             step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
@@ -195,7 +200,7 @@ class Loop:
         peak = self.job.optim.lr or self.job.tuner.default_lr
         lr = rate(self.job.optim, peak, self.at.step, self.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         return lr
 
     def _clip(self) -> torch.Tensor:
@@ -262,17 +267,3 @@ class Loop:
 
     def _path(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
-
-
-def _optimizer(job: TrainJob, model: PreTrainedModel) -> torch.optim.AdamW:
-    moving = list(checkpoint.trained(model).values())
-    groups = [
-        {"params": [p for p in moving if p.ndim > 1], "weight_decay": job.optim.weight_decay},
-        {"params": [p for p in moving if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=job.optim.lr or job.tuner.default_lr,
-        betas=(job.optim.beta1, job.optim.beta2),
-        fused=True,
-    )

@@ -28,10 +28,10 @@ SHARE_OF_PEAK = 0.5
 def plan(job: TrainJob) -> TrainPlan:
     """Predict a job from the model's shape; the weights need not be on this machine.
 
-    Memory is weights + gradients and AdamW's two moments of what is trained (12 bytes each) +
-    activations kept for the backward pass. The last is an estimate: per token and layer about 12
-    widths and 4 MLP widths in the compute type (one width with activation checkpointing), which
-    came within 5 % of what was measured on the InternLM3-8B shape.
+    Memory is weights + gradients and optimiser states of what is trained + activations kept for the
+    backward pass. The last is an estimate: per token and layer about 12 widths and 4 MLP widths in
+    the compute type (one width with activation checkpointing), which came within 5 % of what was
+    measured on the InternLM3-8B shape.
 
     Raises:
         UserError: the model's name is unknown.
@@ -40,7 +40,8 @@ def plan(job: TrainJob) -> TrainPlan:
     place = _place(job)
     compute = DTYPE_BYTES[place.dtype]
     trained = job.tuner.num_trained(facts)
-    weights, states = job.tuner.weight_bytes(facts, compute), 12 * trained
+    weights = job.tuner.weight_bytes(facts, compute)
+    states = job.tuner.state_bytes(facts, job.optimizer)
     activations = _activation_bytes(job, facts, compute)
     memory = weights + states + activations
     row = job.batch_size * job.max_length
@@ -48,7 +49,7 @@ def plan(job: TrainJob) -> TrainPlan:
         "model": f"{job.model}: {facts.family}, {facts.num_layers} layers,"
         f" {facts.num_parameters / 1e9:.2f} B parameters",
         "trained": f"{trained / 1e6:.1f} M parameters ({trained / facts.num_parameters:.2%})"
-        f" by {job.tuner.kind}, objective {job.objective.kind}",
+        f" by {job.tuner.kind} and {job.optimizer.kind}, objective {job.objective.kind}",
         "base": _base(job, place.dtype),
         "device": place.text(memory),
         "memory": f"{_gib(memory)}: weights {_gib(weights)}, gradients and optimiser"
@@ -116,7 +117,7 @@ def _time(job: TrainJob, facts: ModelFacts, place: Place) -> str:
     if place.device is None:
         return "unknown without the device"
     tokens = min(sum(map(_bytes_in, paths)) / BYTES_A_TOKEN * job.epochs, _most_tokens(job))
-    passes = (6 if job.tuner.kind == "full" else 4) + 2 * job.activation_checkpointing
+    passes = (6 if job.tuner.saves_model else 4) + 2 * job.activation_checkpointing
     rate = SHARE_OF_PEAK * measured_flops(place.device.torch_name, place.dtype)
     minutes = passes * facts.num_parameters * tokens / rate / 60
     length = f"{max(1, minutes):.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -165,7 +166,7 @@ def _switch(job: TrainJob) -> str:
 def _base(job: TrainJob, dtype: str) -> str:
     if job.tuner.quantization:
         return f"frozen, in 4 bits ({job.tuner.quantization}, double quantisation)"
-    return "trained in float32" if job.tuner.kind == "full" else f"frozen, {dtype}"
+    return "a part of the trained model" if job.tuner.saves_model else f"frozen, {dtype}"
 
 
 def _gib(number: int) -> str:

@@ -86,7 +86,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
     emit(Stage("train"))
     model = _prepare(job, folder, device, dtype, template)
-    autocast = _autocast(model, dtype)
+    autocast = _autocast(job, dtype)
     training = _with_references(job, rows, model, folder, autocast, emit)
     validation = None
     if held_out is not None:
@@ -221,12 +221,11 @@ def _prepare(
     return model
 
 
-def _autocast(model: PreTrainedModel, dtype: str) -> torch.dtype | None:
+def _autocast(job: TrainJob, dtype: str) -> torch.dtype | None:
     """The compute type, where weights that are wider do the computing."""
     import torch
 
-    is_wide = next(model.parameters()).dtype == torch.float32
-    return torch.bfloat16 if dtype == "bf16" and is_wide else None
+    return torch.bfloat16 if dtype == "bf16" and job.tuner.autocasts else None
 
 
 def _save(
@@ -244,7 +243,7 @@ def _save(
         for pattern in COMPANIONS:
             for file in base.glob(pattern):
                 shutil.copyfile(file, job.output / file.name)
-        if job.tuner.kind == "full":
+        if job.tuner.saves_model:
             write_remote_code(job.output, model.config.model_type)
         if job.objective.head == "score" and not heads.is_bidirectional(model):
             heads.write_padding(job.output, template)

@@ -5,7 +5,7 @@ IPO, Azar et al. 2023, arXiv:2310.12036, eq. 17, with the length-normalised log-
 authors; hinge (SLiC), Zhao et al. 2023, arXiv:2305.10425; robust, Chowdhury et al. 2024,
 arXiv:2403.00409, eq. 9; APO, D'Oosterlinck et al. 2024, arXiv:2408.06266, section 3; LD-DPO, Liu et
 al. 2024, arXiv:2409.06411, eq. 8; the likelihood term (RPO), Pang et al. 2024, arXiv:2404.19733,
-eq. 1.
+eq. 1, as a mean over the chosen tokens of the step.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 from typing_extensions import override
 
-from dialoop.data.units import pair_units
-from dialoop.train.objectives import Objective, Outcome
+from dialoop.train.objectives import Outcome
+from dialoop.train.pairs import Pairwise, pair_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dialoop.chat.template import Template
-    from dialoop.data.sample import Sample
-    from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
     from dialoop.train.view import View
 
 
-class Dpo(Objective, frozen=True):
+class Dpo(Pairwise, frozen=True):
     """Prefer the chosen answer to the rejected one, compared with the model at the start."""
 
     kind: Literal["dpo"] = "dpo"
@@ -43,8 +40,6 @@ class Dpo(Objective, frozen=True):
     ld_alpha: float = Field(default=1.0, ge=0, le=1)
     """Weight of the tokens past the shorter answer's length; below 1 length counts less."""
 
-    accepts: ClassVar = frozenset({"preference"})
-    num_rows: ClassVar = 2
     needs_reference: ClassVar = True
 
     @model_validator(mode="after")
@@ -54,11 +49,6 @@ class Dpo(Objective, frozen=True):
                 f"label_smoothing has no meaning in loss_type {self.loss_type}; use sigmoid, robust"
             )
         return self
-
-    @override
-    def encode(self, sample: Sample, template: Template) -> list[Unit]:
-        """Pairs (chosen, rejected)."""
-        return pair_units(sample, template)
 
     @override
     def measure(self, view: View, batch: Batch) -> Tensor:
@@ -78,19 +68,10 @@ class Dpo(Objective, frozen=True):
         policy = self._by_document(logps, batch)
         ratio = policy - view.reference(batch, self.measure)
         chosen, rejected = ratio[::2], ratio[1::2]  # (U,) each
-        losses = self._losses(chosen, rejected)
+        loss = batch.unit_mean(self._losses(chosen, rejected))
         if self.rpo_alpha:
-            lengths = batch.per_document(batch.weights)  # (S,)
-            nll = -(batch.per_document(logps * batch.weights) / lengths)[::2]
-            losses = losses + self.rpo_alpha * nll
-        margin = self.beta * (chosen - rejected).detach()
-        metrics = {
-            "reward_accuracy": batch.unit_mean((margin > 0).float()),
-            "reward_margin": batch.unit_mean(margin),
-            "reward_chosen": batch.unit_mean(self.beta * chosen.detach()),
-            "reward_rejected": batch.unit_mean(self.beta * rejected.detach()),
-        }
-        return Outcome(batch.unit_mean(losses), metrics)
+            loss = loss + self.rpo_alpha * batch.first_mean(-logps)
+        return Outcome(loss, pair_metrics(batch, self.beta * chosen, self.beta * rejected))
 
     def _losses(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """(U,) the loss of each pair from the log-ratios of its answers."""
@@ -117,8 +98,9 @@ class Dpo(Objective, frozen=True):
         weights = batch.weights
         if self.ld_alpha < 1:
             weights = weights * self._length_weights(batch)
-        sums = batch.per_document(logps * weights)
-        return sums / batch.per_document(weights) if self.loss_type == "ipo" else sums
+        if self.loss_type == "ipo":
+            return batch.document_mean(logps, weights)
+        return batch.document_sum(logps, weights)
 
     def _length_weights(self, batch: Batch) -> Tensor:
         """(N,) 1 for tokens within the length that both answers of a pair have, else ld_alpha."""
