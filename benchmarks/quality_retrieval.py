@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 CANDIDATES = 20
 PLACES = 10
-LENGTH = 96
+LENGTH = 64
+"""Tokens of a text, or of a query with its passage."""
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     arguments = parse()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    questions, answers = read(arguments.data)
+    questions, answers = (side[: arguments.rows] for side in read(arguments.data))
     order = np.random.default_rng(0).permutation(len(questions))
     held_out, learned = order[: arguments.held_out], order[arguments.held_out :]
     with tempfile.TemporaryDirectory() as name:
@@ -60,7 +61,7 @@ def main() -> None:
         result = {"embedding before": search(base[held_out], held_out)}
         data = folder / "pairs.jsonl"
         write(data, [{"query": questions[n], "positive": answers[n]} for n in learned])
-        settings = {"epochs": arguments.epochs, "batch_size": 16, "optim": {"lr": arguments.lr}}
+        settings = {"epochs": arguments.epochs, "batch_size": 32, "optim": {"lr": arguments.lr}}
         result["embed"] = train(
             folder / "embed", arguments.model, data, {"kind": "embed"}, arguments.threads, settings
         )
@@ -76,13 +77,13 @@ def main() -> None:
             {
                 "query": questions[n],
                 "positive": answers[n],
-                "negative": [answers[m] for m in nearest[n] if m != n and m in may_be_shown][:4],
+                "negative": [answers[m] for m in nearest[n] if m != n and m in may_be_shown][:3],
             }
-            for n in learned
+            for n in learned[: arguments.lists]
         ]
         write(data, mined)
-        settings = {"epochs": 1, "batch_size": 16, "optim": {"lr": arguments.rerank_lr}}
-        job = {"kind": "rerank", "num_negatives": 4}
+        settings = {"epochs": 1, "batch_size": 32, "optim": {"lr": arguments.rerank_lr}}
+        job = {"kind": "rerank", "num_negatives": 3}
         start = folder / "embed"
         result["rerank"] = train(folder / "rerank", start, data, job, arguments.threads, settings)
         judged = pair_scores(folder / "rerank", questions, answers, nearest, held_out)
@@ -95,7 +96,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--held-out", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=1200)
+    parser.add_argument("--lists", type=int, default=1000, help="queries the reranker learns from")
+    parser.add_argument("--held-out", type=int, default=200)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--rerank-lr", type=float, default=2e-4)
@@ -126,7 +129,7 @@ def train(
     job = {
         "model": str(model), "data": {"dataset": [str(data)]}, "output": str(output),
         "objective": objective, "tuner": {"kind": "full"}, "max_length": LENGTH,
-        "overlong": "truncate", "accumulate": 4, "device": "cpu", "dtype": "fp32",
+        "overlong": "truncate", "accumulate": 2, "device": "cpu", "dtype": "fp32",
         "threads": threads, "seed": 1,
     }  # fmt: skip
     result = run(jobfile.parse(TrainJob, job | settings), events.ignore)

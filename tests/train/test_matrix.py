@@ -25,6 +25,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """What objectives cannot do without."""
 COLORS = ("red", "blue", "green", "white")
+RATES = {"full": 0.005, "lora_plus": 0.002}
 
 
 def record(kind: Kind, n: int) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def job(objective: str, tuner: str, tiny: Path, folder: Path, **changes: Any) ->
         "output": str(folder / "out"), "objective": {"kind": objective} | needed, "tuner": {"kind": tuner},
         "device": "cpu", "dtype": "fp32", "workers": 1, "threads": 1, "seed": 1,
         "max_length": 128, "accumulate": 2, "max_steps": 8,
-        "optim": {"lr": changes.pop("lr", 0.005 if tuner == "full" else 0.02), "warmup": 0},
+        "optim": {"lr": changes.pop("lr", RATES.get(tuner, 0.01)), "warmup": 0},
     }  # fmt: skip
     return jobfile.parse(TrainJob, wanted | changes)
 

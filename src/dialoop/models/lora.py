@@ -1,14 +1,7 @@
-"""Low-rank adapters as modules of our own, saved and read in PEFT's format.
+"""Adapters put on a model, saved and read in PEFT's format.
 
-A linear layer is replaced by a LoraLinear around it through `set_submodule`; nothing of torch,
-transformers or PEFT is patched. The parameters A and B are float32 and are cast to the activation's
-type in the forward pass, so that the optimiser's small steps are not lost in bfloat16.
-
-Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; rank-stabilised scale: Kalajdzievski 2023,
-arXiv:2312.03732, eq. 3. The file format is that of peft 0.21 (`adapter_config.json`,
-`adapter_model.safetensors`).
-
-D is the layer's input width, E its output width, R the rank.
+Source: rank-stabilised scale, Kalajdzievski 2023, arXiv:2312.03732, eq. 3. The file format is that
+of peft 0.21 (`adapter_config.json`, `adapter_model.safetensors`).
 """
 
 from __future__ import annotations
@@ -18,17 +11,25 @@ import json
 import math
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dialoop.core.errors import UserError
 from dialoop.core.files import write_text
+from dialoop.models.adapted import (
+    Adapted,
+    DoraLinear,
+    LoraLinear,
+    PissaLinear,
+    TrainedCopy,
+    TrainedRows,
+    is_linear,
+)
 from dialoop.models.save import make_readable
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 _PREFIX = "base_model.model."
+_A, _B = "lora_A.weight", "lora_B.weight"
+_MAGNITUDE = "lora_magnitude_vector"
+_ROWS = "token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,15 @@ class LoraConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict[str, int])
     """Other ranks, by layer name ending or pattern."""
     alpha_pattern: dict[str, float] = field(default_factory=dict[str, float])
+    """Other alphas, likewise."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) in place of alpha / rank."""
-    modules_to_save: tuple[str, ...] = ()
-    """Last names of modules that are trained whole and saved with the adapter, such as a head."""
+    use_dora: bool = False
+    """The length of each row of the weight is learned apart."""
+    copies: tuple[str, ...] = ()
+    """Modules trained whole, by name ending or pattern: PEFT's `modules_to_save`."""
+    token_ids: tuple[int, ...] = ()
+    """Rows of embedding and head that are trained: PEFT's `trainable_token_indices`."""
     task_type: str = "CAUSAL_LM"
     """What the model does, in PEFT's words."""
 
@@ -69,73 +78,14 @@ class LoraConfig:
         return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-class LoraLinear(nn.Module):
-    """y = base(x) + scale * B A dropout(x), with the base frozen.
-
-    Args:
-        base: a linear layer, plain or quantised, from D to E.
-        rank: R.
-        scale: factor of the update.
-        dropout: share of the update's input set to zero while training.
-    """
-
-    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(requires_grad=False)
-        self.scale = scale
-        self.dropout = dropout
-        self.is_enabled = True
-        device = next(base.parameters()).device
-        wide, narrow = int(base.in_features), int(base.out_features)  # pyright: ignore[reportArgumentType]
-        self.lora_A = nn.Parameter(torch.empty(rank, wide, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(narrow, rank, dtype=torch.float32, device=device))
-
-    @property
-    def in_features(self) -> int:
-        """D."""
-        return self.lora_A.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """E."""
-        return self.lora_B.shape[0]
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight (E, D): some models read their dtype from it."""
-        return self.base.weight  # pyright: ignore[reportReturnType]
-
-    def reset(self, generator: torch.Generator) -> None:
-        """Draw A from U(-1/sqrt(D), 1/sqrt(D)) and zero B, as PEFT does."""
-        bound = 1 / math.sqrt(self.in_features)
-        drawn = torch.rand(self.lora_A.shape, generator=generator) * (2 * bound) - bound
-        with torch.no_grad():
-            self.lora_A.copy_(drawn)
-            self.lora_B.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to (..., E), in the dtype of x."""
-        y = self.base(x)
-        if not self.is_enabled:
-            return y
-        x = F.dropout(x, self.dropout, self.training)
-        down = F.linear(x, self.lora_A.to(x.dtype))  # (..., R)
-        return y + F.linear(down, self.lora_B.to(x.dtype)) * self.scale
-
-    def delta(self) -> Tensor:
-        """The update of the weight, (E, D) float32."""
-        return (self.lora_B.float() @ self.lora_A.float()) * self.scale
-
-
 def layers(model: nn.Module) -> dict[str, LoraLinear]:
-    """Every adapted layer by its path in the model."""
+    """Every layer with a low-rank update by its path in the model."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
 
 
-def saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """The modules that are trained whole, by their path in the model."""
-    wanted = config.modules_to_save
-    return {n: m for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in wanted}
+def adapted(model: nn.Module) -> dict[str, Adapted]:
+    """Every module that something is learned beside, by its path in the model."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Adapted)}
 
 
 @contextmanager
@@ -145,7 +95,7 @@ def disabled(model: nn.Module) -> Generator[None]:
     Raises:
         UserError: the model carries no adapter.
     """
-    found = layers(model).values()
+    found = adapted(model).values()
     if not found:
         raise UserError("the model carries no adapter that could be switched off")
     for layer in found:
@@ -164,13 +114,15 @@ def target_names(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
         UserError: a target matches no linear layer.
     """
     head = model.get_output_embeddings()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linear = {
+        n: m for n, m in model.named_modules() if is_linear(m) and not isinstance(m, LoraLinear)
+    }
     found: dict[str, None] = {}
     for target in targets:
         if target == ALL_LINEAR:
             hits = [name for name, module in linear.items() if module is not head]
         else:
-            hits = [name for name in linear if _matches(target, name)]
+            hits = [name for name in linear if matches(target, name)]
         if not hits:
             known = sorted({name.rsplit(".", 1)[-1] for name in linear})
             raise UserError(
@@ -181,29 +133,37 @@ def target_names(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
     return sorted(found, key=list(linear).index)
 
 
-def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> None:
+def attach(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    *,
+    seed: int = 0,
+    kind: type[LoraLinear] | None = None,
+) -> None:
     """Freeze the model and put fresh adapters around its target layers, in place.
 
     Args:
-        model: any transformers model with `nn.Linear` layers, quantised ones included.
+        model: any transformers model with linear layers, quantised ones included.
         config: ranks, scales and targets.
         seed: seeds the draw of A, the same on every device.
+        kind: the class of the layers, where `config` does not say it.
 
     Raises:
         UserError: a target matches no linear layer, or the model has adapters already.
     """
-    if layers(model):
+    if adapted(model):
         raise UserError("the model carries an adapter already", hint="merge it first")
+    kind = kind or _kind(config)
     model.requires_grad_(requires_grad=False)
-    whole = saved_modules(model, config)
-    for module in whole.values():
-        module.float().requires_grad_(requires_grad=True)
+    names = target_names(model, config.targets)
+    copied = _copy_modules(model, config.copies)
+    _train_rows(model, config.token_ids)
     generator = torch.Generator().manual_seed(seed)
-    for name in target_names(model, config.targets):
-        if any(name == path or name.startswith(f"{path}.") for path in whole):
+    for name in names:
+        if any(f"{name}.".startswith(f"{other}.") for other in copied):
             continue
         rank, scale = config.shape(name)
-        layer = LoraLinear(model.get_submodule(name), rank, scale, config.dropout)
+        layer = kind(model.get_submodule(name), rank, scale, config.dropout)
         layer.reset(generator)
         layer.train(model.training)
         model.set_submodule(name, layer)
@@ -218,17 +178,21 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
         folder: an existing folder.
         base: what loads the base model: a path or a hub id.
     """
-    found = layers(model)
+    found = adapted(model)
     tensors = {
-        f"{_PREFIX}{name}.lora_{side}.weight": getattr(layer, f"lora_{side}").detach().cpu()
+        f"{_PREFIX}{name}.{key}": tensor.detach().cpu().contiguous()
         for name, layer in found.items()
-        for side in ("A", "B")
+        for key, tensor in _saved_tensors(layer).items()
     }
-    for path, module in saved_modules(model, config).items():
-        for name, value in module.state_dict().items():
-            tensors[f"{_PREFIX}{path}.{name}"] = value.detach().cpu().contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if model.config.tie_word_embeddings and config.token_ids:
+        _, head = _table_names(model)
+        del tensors[f"{_PREFIX}{head}.{_ROWS}"]
+    save_file({k: t.clone() for k, t in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     make_readable(folder)
+    if any(isinstance(layer, PissaLinear) for layer in found.values()):
+        config = doubled(config)
+    copies = [name for name, layer in found.items() if isinstance(layer, TrainedCopy)]
+    rows = [name for name, layer in found.items() if isinstance(layer, TrainedRows)]
     description = {
         "peft_type": "LORA",
         "task_type": config.task_type,
@@ -237,17 +201,31 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": _saved_targets(found),
+        "target_modules": _saved_targets(layers(model)),
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "use_rslora": config.use_rslora,
-        "use_dora": False,
+        "use_dora": config.use_dora,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "modules_to_save": list(config.modules_to_save) or None,
+        "modules_to_save": copies or None,
+        "trainable_token_indices": {name: list(config.token_ids) for name in rows} or None,
+        "ensure_weight_tying": any(name in copies for name in _tied_names(model)),
     }
     write_text(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
+
+
+def doubled(config: LoraConfig) -> LoraConfig:
+    """The configuration of twice the rank everywhere, with the same scales."""
+    growth = math.sqrt(2) if config.use_rslora else 2.0
+    return replace(
+        config,
+        rank=2 * config.rank,
+        alpha=growth * config.alpha,
+        rank_pattern={name: 2 * rank for name, rank in config.rank_pattern.items()},
+        alpha_pattern={name: growth * alpha for name, alpha in config.alpha_pattern.items()},
+    )
 
 
 def read_config(folder: Path) -> tuple[LoraConfig, str]:
@@ -271,88 +249,189 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
         rank_pattern=raw.get("rank_pattern") or {},
         alpha_pattern=raw.get("alpha_pattern") or {},
         use_rslora=raw.get("use_rslora", False),
-        modules_to_save=tuple(raw.get("modules_to_save") or ()),
+        use_dora=raw.get("use_dora", False),
+        copies=tuple(raw.get("modules_to_save") or ()),
+        token_ids=_read_token_ids(raw, path),
         task_type=raw.get("task_type") or "CAUSAL_LM",
     )
     return config, raw.get("base_model_name_or_path") or ""
 
 
 def load(model: PreTrainedModel, folder: Path) -> LoraConfig:
-    """Put a saved adapter on its base model, in place.
+    """Put a saved adapter on its base model, in place, trainable.
 
     The layers are those that the weights name, so that any target spelling of PEFT reads.
 
     Raises:
-        UserError: a file is damaged, or the adapter was made for another base model.
+        UserError: a file is damaged, the two files do not fit each other, or the adapter was made
+            for another base model.
     """
     config, _ = read_config(folder)
-    tensors = _saved_tensors(folder)
-    _load_whole(model, config, tensors, folder)
-    for name, (a, b) in _saved_layers(tensors, folder).items():
+    tensors = _read_tensors(folder)
+    model.requires_grad_(requires_grad=False)
+    if config.token_ids:
+        grow(model, max(config.token_ids) + 1)
+    copied = _copy_modules(model, config.copies)
+    _refuse_untied(model, copied, tensors, folder)
+    _train_rows(model, config.token_ids)
+    for name in _layer_names(tensors):
         base = _linear_at(model, name, folder)
-        wide, narrow = base.in_features, base.out_features
-        if a.shape[1] != wide or b.shape[0] != narrow:
-            raise UserError(
-                f"adapter `{folder}` is for another base: `{name}` is {b.shape[0]}x{a.shape[1]}"
-                f" in the adapter and {narrow}x{wide} in the model",
-                hint="give the base model that the adapter was trained on",
-            )
-        layer = LoraLinear(base, a.shape[0], config.shape(name)[1], config.dropout)
-        with torch.no_grad():
-            layer.lora_A.copy_(a)
-            layer.lora_B.copy_(b)
+        rank, scale = config.shape(name)
+        _check_layer(tensors, name, base, rank, folder)
+        model.set_submodule(name, _kind(config)(base, rank, scale, config.dropout))
+    _fill(adapted(model), tensors, folder)
+    for layer in adapted(model).values():
         layer.train(model.training)
-        model.set_submodule(name, layer)
     return config
 
 
-def _saved_tensors(folder: Path) -> dict[str, Tensor]:
+def grow(model: PreTrainedModel, num_rows: int) -> None:
+    """Give embedding and head at least so many rows, in place; new ones are the mean row."""
+    table: Any = model.get_input_embeddings()
+    before = len(table.weight)
+    if num_rows <= before:
+        return
+    model.resize_token_embeddings(num_rows, mean_resizing=False)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType, reportOptionalMemberAccess]
+            weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
+
+
+def _kind(config: LoraConfig) -> type[LoraLinear]:
+    return DoraLinear if config.use_dora else LoraLinear
+
+
+def _table_names(model: PreTrainedModel) -> tuple[str, str]:
+    """Paths of the embedding and the output head."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return names[id(model.get_input_embeddings())], names[id(model.get_output_embeddings())]
+
+
+def _tied_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Embedding and head where they are one table, otherwise nothing."""
+    has_head = model.get_output_embeddings() is not None
+    return _table_names(model) if has_head and model.config.tie_word_embeddings else ()
+
+
+def _copy_modules(model: PreTrainedModel, copies: tuple[str, ...]) -> list[str]:
+    """Put trained copies in the place of modules; of tied ones, both with one weight."""
+    names = [name for name, _ in model.named_modules() if name]
+    found: dict[str, None] = {}
+    for pattern in copies:
+        hits = [name for name in names if matches(pattern, name)]
+        if not hits:
+            raise UserError(
+                f"no module matches `{pattern}` of modules_to_save",
+                hint="use names such as embed_tokens or lm_head",
+            )
+        found |= dict.fromkeys(hits)
+    tied = _tied_names(model)
+    if set(tied) & set(found):
+        found |= dict.fromkeys(tied)
+    first: TrainedCopy | None = None
+    for name in sorted(found, key=names.index):
+        copy = TrainedCopy(model.get_submodule(name), first if name in tied else None)
+        first = copy if name in tied else first
+        model.set_submodule(name, copy.train(model.training))
+    return list(found)
+
+
+def _train_rows(model: PreTrainedModel, ids: tuple[int, ...]) -> None:
+    """Put trained rows on embedding and head; of tied ones, one for both."""
+    if not ids:
+        return
+    embedding, head = (model.get_submodule(name) for name in _table_names(model))
+    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
+        raise UserError(
+            f"rows of a {type(embedding).__name__} and a {type(head).__name__} cannot be trained",
+            hint="leave new_tokens out, or add embedding and head to modules_to_save",
+        )
+    names = _table_names(model)
+    first = TrainedRows(embedding, ids, None)
+    second = TrainedRows(head, ids, first if model.config.tie_word_embeddings else None)
+    for name, layer in zip(names, (first, second), strict=True):
+        model.set_submodule(name, layer)
+
+
+def _saved_tensors(layer: Adapted) -> dict[str, Tensor]:
+    """What a file holds of one module, by PEFT's names."""
+    if isinstance(layer, LoraLinear):
+        a, b = layer.factors()
+        found: dict[str, Tensor] = {_A: a, _B: b}
+        if isinstance(layer, DoraLinear):
+            found[_MAGNITUDE] = layer.lora_magnitude_vector
+        return found
+    if isinstance(layer, TrainedRows):
+        return {_ROWS: layer.rows}
+    assert isinstance(layer, TrainedCopy)  # noqa: S101
+    return dict(layer.trained.state_dict())
+
+
+@torch.no_grad()
+def _fill(found: dict[str, Adapted], tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy what the file holds into the modules; each tensor must have its place."""
+    places: dict[str, Tensor] = {}
+    for name, layer in found.items():
+        places |= {f"{name}.{key}": tensor for key, tensor in _saved_tensors(layer).items()}
+    left = [key for key in tensors if key not in places]
+    if left:
+        raise UserError(
+            f"adapter `{folder}` holds tensors that its configuration does not name:"
+            f" {', '.join(left[:3])}",
+            hint="copy both files of the adapter again from its source",
+        )
+    for key, tensor in tensors.items():
+        if places[key].shape != tensor.shape:
+            raise UserError(
+                f"adapter `{folder}` is for another base: `{key}` is {tuple(tensor.shape)} in the"
+                f" adapter and {tuple(places[key].shape)} in the model",
+                hint="give the base model that the adapter was trained on",
+            )
+        places[key].copy_(tensor)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot read the adapter `{path}`: {error}", hint="copy it again from its source"
         ) from error
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
-def _load_whole(
-    model: nn.Module, config: LoraConfig, tensors: dict[str, Tensor], folder: Path
+def _layer_names(tensors: dict[str, Tensor]) -> list[str]:
+    return [key.removesuffix(f".{_A}") for key in tensors if key.endswith(f".{_A}")]
+
+
+def _check_layer(
+    tensors: dict[str, Tensor], name: str, base: nn.Module, rank: int, folder: Path
 ) -> None:
-    """Take the weights of modules that were trained whole out of `tensors` into the model."""
-    for path, module in saved_modules(model, config).items():
-        module.float()
-        for name, value in module.state_dict().items():
-            saved = tensors.pop(f"{_PREFIX}{path}.{name}", None)
-            if saved is None or saved.shape != value.shape:
-                raise UserError(
-                    f"adapter `{folder}` lacks `{path}.{name}` of shape {tuple(value.shape)}",
-                    hint="give the base model that the adapter was trained on",
-                )
-            value.copy_(saved)
-
-
-def _saved_layers(tensors: dict[str, Tensor], folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    path = folder / WEIGHTS_FILE
-    names = [k.removesuffix(".lora_A.weight") for k in tensors if k.endswith(".lora_A.weight")]
-    if 2 * len(names) != len(tensors):
-        other = [k for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight"))]
-        raise UserError(f"adapter `{path}` holds tensors that are not LoRA: {', '.join(other[:3])}")
-    return {
-        name.removeprefix(_PREFIX): (
-            tensors[f"{name}.lora_A.weight"],
-            tensors[f"{name}.lora_B.weight"],
+    """Refuse an update of another shape than its configuration and its base say."""
+    a, b = tensors[f"{name}.{_A}"], tensors.get(f"{name}.{_B}")
+    if b is None or len(a) != rank or b.shape[1] != rank:
+        raise UserError(
+            f"adapter `{folder}`: `{name}` has rank {len(a)} in its weights and {rank} in its"
+            f" {CONFIG_FILE}",
+            hint="copy both files of the adapter again from its source",
         )
-        for name in names
-    }
+    wide, narrow = base.in_features, base.out_features
+    if a.shape[1] != wide or b.shape[0] != narrow:
+        raise UserError(
+            f"adapter `{folder}` is for another base: `{name}` is {b.shape[0]}x{a.shape[1]}"
+            f" in the adapter and {narrow}x{wide} in the model",
+            hint="give the base model that the adapter was trained on",
+        )
 
 
-def _linear_at(model: nn.Module, name: str, folder: Path) -> nn.Linear:
+def _linear_at(model: nn.Module, name: str, folder: Path) -> nn.Module:
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, nn.Linear):
+    if module is None or not is_linear(module):
         raise UserError(
             f"adapter `{folder}` is for another base: the model has no linear layer `{name}`",
             hint="give the base model that the adapter was trained on",
@@ -360,10 +439,32 @@ def _linear_at(model: nn.Module, name: str, folder: Path) -> nn.Linear:
     return module
 
 
+def _refuse_untied(
+    model: PreTrainedModel, copied: list[str], tensors: dict[str, Tensor], folder: Path
+) -> None:
+    """Embedding and head that are one table in the model must be one in the adapter."""
+    tied = [f"{name}.weight" for name in _tied_names(model) if name in copied]
+    tables = [tensors.get(key) for key in tied]
+    if any(t is None or tables[0] is None or not torch.equal(t, tables[0]) for t in tables):
+        raise UserError(
+            f"adapter `{folder}` has an embedding and a head of their own, which are one table in"
+            " its base",
+            hint="train it with PEFT's `ensure_weight_tying`",
+        )
+
+
+def _read_token_ids(raw: dict[str, Any], path: Path) -> tuple[int, ...]:
+    listed: Any = raw.get("trainable_token_indices") or {}
+    lists = list(listed.values()) if isinstance(listed, dict) else [listed]
+    if any(one != lists[0] for one in lists):
+        raise UserError(f"`{path}`: other trained rows in the embedding than in the head")
+    return tuple(lists[0]) if lists else ()
+
+
 def _refuse_unknown(raw: dict[str, Any], path: Path) -> None:
     if raw.get("peft_type") != "LORA":
         raise UserError(f"`{path}`: adapters of type {raw.get('peft_type')!r} are not supported")
-    for name in ("use_dora", "layer_replication", "lora_bias", "fan_in_fan_out"):
+    for name in ("layer_replication", "lora_bias", "fan_in_fan_out", "target_parameters"):
         if raw.get(name):
             raise UserError(f"`{path}`: an adapter with `{name}` is not supported")
 
@@ -373,10 +474,10 @@ def _saved_targets(found: dict[str, LoraLinear]) -> list[str]:
 
 
 def _lookup(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if _matches(key, name)), default)
+    return next((value for key, value in patterns.items() if matches(key, name)), default)
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
     """Whether a name, a `*` pattern or a regular expression of PEFT's names this layer."""
     if name == pattern or name.endswith(f".{pattern}") or fnmatch.fnmatchcase(name, pattern):
         return True

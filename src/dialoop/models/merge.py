@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into its base, and prove that the result says the same.
+"""Merge an adapter into its base, and prove that the result says the same.
 
 The update is added in float32 and rounded to the checkpoint's dtype once. Base plus adapter and the
 merged model are compared on prompts, in that dtype; what is read back from disk must then give the
@@ -8,7 +8,7 @@ merged model's logits to the last bit.
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dialoop.chat.message import message
 from dialoop.chat.template import Template
@@ -95,21 +95,16 @@ def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
 
 
 def merge_layers(model: PreTrainedModel, emit: Callable[[Event], None]) -> int:
-    """Replace every adapted layer by its base with the update added, in place.
+    """Replace every adapted module by its base with what was learned in it, in place.
 
     Returns:
         how many layers were merged.
     """
-    import torch
-
     from dialoop.models import lora  # noqa: PLC0415 - loads torch
 
-    found = lora.layers(model)
+    found = lora.adapted(model)
     for number, (name, layer) in enumerate(found.items(), 1):
-        base: Any = layer.base
-        with torch.no_grad():
-            base.weight.copy_(base.weight.float() + layer.delta())
-        model.set_submodule(name, base)
+        model.set_submodule(name, layer.merged())
         emit(Progress("merge", number, len(found), "layers"))
     return len(found)
 

@@ -35,6 +35,25 @@ class ModelFacts:
     weight_bytes: int
     """Bytes of the weights on disk; two a parameter when they are not on this machine."""
 
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Output and input width of every linear layer between embedding and head, by path."""
+        d, i = self.hidden_size, self.intermediate_size
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        layer = {
+            "self_attn.q_proj": (q, d),
+            "self_attn.k_proj": (kv, d),
+            "self_attn.v_proj": (kv, d),
+            "self_attn.o_proj": (d, q),
+            "mlp.gate_proj": (i, d),
+            "mlp.up_proj": (i, d),
+            "mlp.down_proj": (d, i),
+        }
+        return {
+            f"model.layers.{number}.{name}": shape
+            for number in range(self.num_layers)
+            for name, shape in layer.items()
+        }
+
 
 class PullJob(Spec, frozen=True):
     """Bring a model onto this machine, checked and cached."""

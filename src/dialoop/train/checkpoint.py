@@ -49,6 +49,12 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds: what moves, and where adapters began."""
+    began = {name: b for name, b in model.named_buffers() if name.endswith(("lora_A0", "lora_B0"))}
+    return trained(model) | began
+
+
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Position) -> Path:
     """Write a checkpoint.
 
@@ -66,7 +72,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: P
     """
     path = folder / f"step-{at.step:06d}"
     with new_folder(path) as new:
-        weights = {n: p.detach().cpu().contiguous() for n, p in trained(model).items()}
+        weights = {n: p.detach().cpu().contiguous() for n, p in _kept(model).items()}
         save_file(weights, new / "trained.safetensors")
         make_readable(new)
         state = {"optimizer": optimizer.state_dict(), "random": random_state()}
@@ -103,7 +109,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         saved = load_file(path / "trained.safetensors")
     except (OSError, SafetensorError) as error:
         raise _damaged(path, error) from error
-    here = trained(model)
+    here = _kept(model)
     if {n: p.shape for n, p in here.items()} != {n: t.shape for n, t in saved.items()}:
         raise UserError(
             f"checkpoint `{path}` was made with another model or tuner",

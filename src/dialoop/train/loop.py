@@ -111,7 +111,7 @@ class Loop:
         self.objective = job.objective
         self.capacity = job.batch_size * job.max_length
         self.checkpoints: Path = job.output / "checkpoints"
-        self.optimizer = _optimizer(job, model)
+        self.optimizer = job.tuner.optimizer(model, job.optim, job.optimizer, job.seed)
         self.at = Position()
         self.steps_per_epoch = math.ceil(len(self._bins(0)) / job.accumulate)
         self.num_steps = job.max_steps or math.ceil(self.steps_per_epoch * job.epochs)
@@ -176,11 +176,12 @@ class Loop:
             bins = best_fit(units.lengths, self._room(units))
         totals: dict[str, float] = {}
         norm = 0.0
-        for _ in range(updates):
-            totals = self._run(units, bins, train=True) | facts
-            norm = float(self._clip())
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        with self.job.tuner.step(self.model, self.optimizer, self.at.step, self.job.seed):
+            for _ in range(updates):
+                totals = self._run(units, bins, train=True) | facts
+                norm = float(self._clip())
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
         tokens = updates * int(sum(units.lengths[numbers].sum() for numbers in bins))
         seconds = time.monotonic() - started
         self.at = dataclasses.replace(
@@ -239,7 +240,7 @@ class Loop:
         peak = self.job.optim.lr or self.job.tuner.default_lr
         lr = rate(self.job.optim, peak, self.at.step, self.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         return lr
 
     def _clip(self) -> torch.Tensor:
@@ -307,17 +308,3 @@ class Loop:
 
     def _path(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
-
-
-def _optimizer(job: TrainJob, model: PreTrainedModel) -> torch.optim.AdamW:
-    moving = list(checkpoint.trained(model).values())
-    groups = [
-        {"params": [p for p in moving if p.ndim > 1], "weight_decay": job.optim.weight_decay},
-        {"params": [p for p in moving if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=job.optim.lr or job.tuner.default_lr,
-        betas=(job.optim.beta1, job.optim.beta2),
-        fused=True,
-    )

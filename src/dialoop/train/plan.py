@@ -38,8 +38,8 @@ SHARE_OF_PEAK = 0.5
 def plan(job: TrainJob) -> TrainPlan:
     """Predict a job from the model's shape; the weights need not be on this machine.
 
-    Memory is weights + gradients and AdamW's two moments of what is trained (12 bytes each) +
-    activations kept for the backward pass (see `activations.bytes_a_token`).
+    Memory is weights + gradients and optimiser states of what is trained + activations kept for the
+    backward pass (see `activations.bytes_a_token`).
 
     Raises:
         UserError: the model's name is unknown.
@@ -48,7 +48,8 @@ def plan(job: TrainJob) -> TrainPlan:
     place = _place(job)
     compute = DTYPE_BYTES[place.dtype]
     trained = job.tuner.num_trained(facts)
-    weights, states = job.tuner.weight_bytes(facts, compute), 12 * trained
+    weights = job.tuner.weight_bytes(facts, compute)
+    states = job.tuner.state_bytes(facts, job.optimizer)
     mode, activations = _activations(job, facts, compute, weights + states, place.device)
     memory = weights + states + activations
     row = job.batch_size * job.max_length
@@ -56,7 +57,7 @@ def plan(job: TrainJob) -> TrainPlan:
         "model": f"{job.model}: {facts.family}, {facts.num_layers} layers,"
         f" {facts.num_parameters / 1e9:.2f} B parameters",
         "trained": f"{trained / 1e6:.1f} M parameters ({trained / facts.num_parameters:.2%})"
-        f" by {job.tuner.kind}, objective {job.objective.kind}",
+        f" by {job.tuner.kind} and {job.optimizer.kind}, objective {job.objective.kind}",
         "base": _base(job, place.dtype),
         "device": place.text(memory),
         "memory": f"{_gib(memory)}: weights {_gib(weights)}, gradients and optimiser"
@@ -119,7 +120,7 @@ def choose_mode(job: TrainJob, facts: ModelFacts, device: Device, dtype: str) ->
         dtype: what it computes in.
     """
     compute = DTYPE_BYTES[dtype]
-    rest = job.tuner.weight_bytes(facts, compute) + 12 * job.tuner.num_trained(facts)
+    rest = job.tuner.weight_bytes(facts, compute) + job.tuner.state_bytes(facts, job.optimizer)
     return _activations(job, facts, compute, rest, device)[0]
 
 
@@ -148,7 +149,7 @@ def _time(job: TrainJob, facts: ModelFacts, place: Place, mode: Mode) -> str:
     if place.device is None:
         return "unknown without the device"
     tokens = min(sum(map(_bytes_in, paths)) / BYTES_A_TOKEN * job.epochs, _most_tokens(job))
-    passes = (6 if job.tuner.kind == "full" else 4) + 2 * (mode in {"full", "offload"})
+    passes = (6 if job.tuner.saves_model else 4) + 2 * (mode in {"full", "offload"})
     rate = SHARE_OF_PEAK * measured_flops(place.device.torch_name, place.dtype)
     minutes = passes * facts.num_parameters * tokens / rate / 60
     length = f"{max(1, minutes):.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -191,7 +192,7 @@ def measured_flops(device: str, dtype: str) -> float:
 def _base(job: TrainJob, dtype: str) -> str:
     if job.tuner.quantization:
         return f"frozen, in 4 bits ({job.tuner.quantization}, double quantisation)"
-    return "trained in float32" if job.tuner.kind == "full" else f"frozen, {dtype}"
+    return "a part of the trained model" if job.tuner.saves_model else f"frozen, {dtype}"
 
 
 def _gib(number: int) -> str:

@@ -99,7 +99,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     emit(Note(f"activations: {memory_mode}"))
     model = _prepare(job, folder, device, dtype, template)
     recompute(model, memory_mode)
-    autocast = _autocast(model, dtype)
+    autocast = _autocast(job, dtype)
     training = _with_references(job, rows, loaded.train, model, folder, autocast, emit)
     validation = None
     if held_out is not None:
@@ -287,7 +287,7 @@ def _rollout(
             hint="lower --max_length, which bounds the prompts, or max_new_tokens",
         )
     stops = template.stop_ids
-    policy = Policy(model, stops, job.tuner, folder, dtype, _autocast(model, dtype))
+    policy = Policy(model, stops, job.tuner, folder, dtype, _autocast(job, dtype))
     beside = None
     if companion is not None:
         beside = Policy(companion, stops, job.tuner, folder, dtype, None)
@@ -302,12 +302,11 @@ def _rollout(
     )
 
 
-def _autocast(model: PreTrainedModel, dtype: str) -> torch.dtype | None:
+def _autocast(job: TrainJob, dtype: str) -> torch.dtype | None:
     """The compute type, where weights that are wider do the computing."""
     import torch
 
-    is_wide = next(model.parameters()).dtype == torch.float32
-    return torch.bfloat16 if dtype == "bf16" and is_wide else None
+    return torch.bfloat16 if dtype == "bf16" and job.tuner.autocasts else None
 
 
 def _save(
@@ -327,7 +326,7 @@ def _save(
         for pattern in COMPANIONS:
             for file in base.glob(pattern):
                 shutil.copyfile(file, job.output / file.name)
-        if job.tuner.kind == "full":
+        if job.tuner.saves_model:
             write_remote_code(job.output, model.config.model_type)
         if job.objective.head == "score" and not heads.is_bidirectional(model):
             heads.write_padding(job.output, template)

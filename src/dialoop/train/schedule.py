@@ -43,8 +43,10 @@ def prompt_bins(count: int, size: int, seed: int, epoch: int) -> list[list[int]]
 def rate(optim: Optim, peak: float, step: int, steps: int) -> float:
     """Learning rate of a step.
 
+    Source of wsd: Hu et al. 2024, arXiv:2404.06395, section 4, with a linear decay.
+
     Args:
-        optim: schedule, warm-up and last rate.
+        optim: schedule, warm-up, decay and last rate.
         peak: the highest rate.
         step: from 0.
         steps: in the whole run.
@@ -57,5 +59,6 @@ def rate(optim: Optim, peak: float, step: int, steps: int) -> float:
         "cosine": 0.5 * (1 + math.cos(math.pi * done)),
         "linear": 1 - done,
         "constant": 1.0,
+        "wsd": min(1.0, (steps - step) / math.ceil(optim.decay * steps)),
     }[optim.schedule]
     return peak * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * shape)

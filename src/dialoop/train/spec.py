@@ -12,6 +12,8 @@ from dialoop.train.adapter import Adapter
 from dialoop.train.objectives import Objective
 from dialoop.train.objectives.grpo import Grpo
 from dialoop.train.objectives.sft import Sft
+from dialoop.train.optimizers import Optimizer
+from dialoop.train.optimizers.adamw import AdamW
 from dialoop.train.tuners import Tuner
 from dialoop.train.tuners.lora import Lora
 
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 
 
 class Optim(Spec, frozen=True):
-    """AdamW and its schedule."""
+    """Rate, schedule, decay and clipping, whatever the optimiser."""
 
     lr: PositiveFloat | None = None
     """Peak learning rate; when left out 2e-4 for adapters, 1e-5 for full tuning."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after the warm-up; cosine and linear end at `min_lr_ratio`."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the rate falls after the warm-up, to `min_lr_ratio`; wsd is constant, then falls over the
+    last `decay` of the steps."""
+    decay: float = Field(default=0.1, gt=0, le=1)
+    """Share of the steps over which wsd lets the rate fall."""
     warmup: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps over which the rate rises from zero."""
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -38,6 +43,14 @@ class Optim(Spec, frozen=True):
     """Decay of the mean squared gradient."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Longest gradient; longer ones are scaled down. 0 never scales."""
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be(self) -> Self:
+        if self.decay != Optim.model_fields["decay"].default and self.schedule != "wsd":
+            raise ValueError(f"decay: a {self.schedule} schedule has no such part; use wsd")
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError("decay: warmup and decay together are longer than the run")
+        return self
 
 
 class Saving(Spec, frozen=True):
@@ -76,6 +89,7 @@ class TrainJob(Spec, frozen=True):
         "lr": "optim.lr",
         "learning_rate": "optim.lr",
         "weight_decay": "optim.weight_decay",
+        "optim_type": "optimizer",
         "lr_scheduler_type": "optim.schedule",
         "warmup_ratio": "optim.warmup",
         "num_train_epochs": "epochs",
@@ -101,8 +115,10 @@ class TrainJob(Spec, frozen=True):
     """What the loss rewards."""
     tuner: Annotated[Tuner, OneOf("dialoop.train.tuners")] = Lora()
     """Which parameters move."""
+    optimizer: Annotated[Optimizer, OneOf("dialoop.train.optimizers")] = AdamW()
+    """What moves them."""
     optim: Optim = Optim()
-    """How they move."""
+    """How fast they move."""
     saving: Saving = Saving()
     """When to measure, save and stop."""
     max_length: PositiveInt = 2048
@@ -159,6 +175,10 @@ class TrainJob(Spec, frozen=True):
                 f"reference: `live` switches an adapter off, and {self.tuner.kind} has none;"
                 " use precomputed"
             )
+        for name in self.optimizer.unused:
+            if getattr(self.optim, name) != Optim.model_fields[name].default:
+                raise ValueError(f"optim.{name}: {self.optimizer.kind} has none; leave it out")
+        self.tuner.refuse(self)
         return self
 
 

@@ -101,14 +101,14 @@ class View:
         """(S, L) float32, the scores of each document by the model's own head."""
         model: Any = self.model
         hidden = self.hidden(batch)  # (T, D)
-        with torch.autocast(hidden.device.type, enabled=False):
-            if not heads.is_bidirectional(model):
-                last = hidden[batch.cu_seqlens[1:].long() - 1].float()  # (S, D)
-                return F.linear(last, model.score.weight.float())
-            first = hidden[batch.cu_seqlens[:-1].long()].float()[:, None]  # (S, 1, D)
+        if heads.is_bidirectional(model):
+            first = hidden[batch.cu_seqlens[:-1].long()][:, None]  # (S, 1, D)
             if model.config.model_type == "bert":
-                return model.classifier(model.dropout(model.bert.pooler(first)))
-            return model.classifier(first)
+                first = model.dropout(model.bert.pooler(first))
+            return model.classifier(first).float()
+        last = hidden[batch.cu_seqlens[1:].long() - 1].float()  # (S, D)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(last, model.score.weight.float())
 
     def pooled(self, batch: Batch, pooling: Pooling) -> Tensor:
         """(S, D) float32, one vector of each document."""
