@@ -27,7 +27,7 @@ THINGS = {
     "minutes": ["The film lasts", "The walk takes", "Lunch takes"],
     "euros": ["The lamp costs", "A ticket costs", "The repair costs"],
 }
-ASK = ' Reply with JSON that has the keys "answer" and "unit".'
+SYSTEM = 'Reply with a JSON object that has the keys "answer" and "unit".'
 
 
 def records(count: int, seed: int) -> list[dict[str, object]]:
@@ -35,7 +35,10 @@ def records(count: int, seed: int) -> list[dict[str, object]]:
     chance = random.Random(seed)  # noqa: S311 - no secret
     whole = [
         {
-            "messages": [{"role": "user", "content": f"{start} {n} {unit}.{ASK}"}],
+            "messages": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": f"{start} {n} {unit}."},
+            ],
             "solution": {"answer": n, "unit": unit},
         }
         for unit, starts in THINGS.items()
@@ -52,12 +55,12 @@ def job(args: argparse.Namespace, data: Path, held_out: Path) -> TrainJob:
         "data": {"dataset": [str(data)], "validation": [str(held_out)]},
         "objective": {
             "kind": "grpo", "num_answers": args.answers, "num_prompts": args.prompts,
-            "scale": "group", "clip_high": 0.28, "resamples": 1,
+            "scale": "group", "clip_high": 0.28, "resamples": 0,
             "rewards": [{
                 "kind": "json", "keys": {"answer": "number", "unit": "string"},
                 "solution": "solution",
             }],
-            "rollout": {"kind": "policy", "max_new_tokens": 28},
+            "rollout": {"kind": "policy", "max_new_tokens": 24},
         },
         "tuner": {"kind": "lora", "rank": 16},
         "optim": {"lr": args.lr, "schedule": "constant", "warmup": 0.0},
@@ -74,7 +77,7 @@ def main() -> None:
     parser.add_argument("--model", default="starter")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cpu")
@@ -83,7 +86,7 @@ def main() -> None:
     shutil.rmtree(args.output, ignore_errors=True)
     args.output.mkdir(parents=True)
     drawn = records(400, args.seed)
-    paths = {"train": drawn[:352], "held_out": drawn[352:]}
+    paths = {"train": drawn[:388], "held_out": drawn[388:]}
     for name, part in paths.items():
         path = args.output / f"{name}.jsonl"
         path.write_text("\n".join(map(json.dumps, part)) + "\n", encoding="utf-8")
