@@ -127,17 +127,18 @@ class Teacher(BaseHTTPRequestHandler):
             with torch.no_grad():
                 logps = self.model(ids).logits[0].log_softmax(-1)
             best = logps.topk(wanted["prompt_logprobs"])
-            choice["prompt_logprobs"] = [None] + [
+            places = [
                 {str(i): {"logprob": v, "decoded_token": self.words(i)}
                  for v, i in zip(values.tolist(), found.tolist(), strict=True)}
                 for values, found in zip(*best, strict=True)
-            ][:-1]  # fmt: skip
+            ]  # fmt: skip
+            choice["prompt_logprobs"] = [None, *places[:-1]]
         body = json.dumps({"choices": [choice]}).encode()
         self.send_response(200)
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
 

@@ -129,7 +129,7 @@ def test_errors_of_the_user_s_code_are_named(source: str, error: str, tmp_path: 
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none.py`: No such file"):
+    with pytest.raises(UserError, match=r"none\.py`: No such file"):
         Python(file=tmp_path / "none.py").score(answered("7"))
 
 
@@ -151,7 +151,7 @@ class Judging(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
 
