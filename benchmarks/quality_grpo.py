@@ -65,7 +65,7 @@ def job(args: argparse.Namespace, data: Path, held_out: Path) -> TrainJob:
         "tuner": {"kind": "lora", "rank": 16},
         "optim": {"lr": args.lr, "schedule": "constant", "warmup": 0.0},
         "max_length": 512, "accumulate": 1, "max_steps": args.steps,
-        "saving": {"eval_steps": args.steps // 2, "save_steps": args.steps},
+        "saving": {"eval_steps": args.steps, "save_steps": args.steps},
         "device": args.device, "dtype": args.dtype,
     })  # fmt: skip
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="starter")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)

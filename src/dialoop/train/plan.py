@@ -12,6 +12,7 @@ from dialoop.core import device as devices
 from dialoop.core.errors import MachineError
 from dialoop.models.facts import facts_of
 from dialoop.models.spec import DTYPE_BYTES
+from dialoop.train.online import Online
 from dialoop.train.spec import TrainPlan
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def plan(job: TrainJob) -> TrainPlan:
     weights, states = job.tuner.weight_bytes(facts, compute), 12 * trained
     activations = _activation_bytes(job, facts, compute)
     memory = weights + states + activations
-    row = job.batch_size * job.max_length
     lines = {
         "model": f"{job.model}: {facts.family}, {facts.num_layers} layers,"
         f" {facts.num_parameters / 1e9:.2f} B parameters",
@@ -53,7 +53,7 @@ def plan(job: TrainJob) -> TrainPlan:
         "device": place.text(memory),
         "memory": f"{_gib(memory)}: weights {_gib(weights)}, gradients and optimiser"
         f" {_gib(states)}, activations {_gib(activations)} (estimate)",
-        "step": f"up to {row * job.accumulate:,} tokens: {job.accumulate} packed rows of {row:,}",
+        "step": _step(job),
         "packing": "on: documents share rows without padding and do not see one another",
         "recomputing": _switch(job),
         "schedule": f"{job.epochs:g} epochs, {job.optim.schedule},"
@@ -115,6 +115,8 @@ def _time(job: TrainJob, facts: ModelFacts, place: Place) -> str:
         return f"unknown until the data is here: {', '.join(absent)}"
     if place.device is None:
         return "unknown without the device"
+    if job.objective.is_online:
+        return "unknown: it depends on how long the answers are"
     tokens = min(sum(map(_bytes_in, paths)) / BYTES_A_TOKEN * job.epochs, _most_tokens(job))
     passes = (6 if job.tuner.kind == "full" else 4) + 2 * job.activation_checkpointing
     rate = SHARE_OF_PEAK * measured_flops(place.device.torch_name, place.dtype)
@@ -160,6 +162,14 @@ def _switch(job: TrainJob) -> str:
     if job.activation_checkpointing:
         return "on, as asked: recomputed in the backward pass"
     return "off: faster; --activation_checkpointing saves memory"
+
+
+def _step(job: TrainJob) -> str:
+    if isinstance(job.objective, Online) and job.objective.is_online:
+        prompts, updates = job.accumulate * job.objective.num_prompts, job.objective.num_iterations
+        return f"{prompts} prompts are answered by the model as it is, then {updates} updates"
+    row = job.batch_size * job.max_length
+    return f"up to {row * job.accumulate:,} tokens: {job.accumulate} packed rows of {row:,}"
 
 
 def _base(job: TrainJob, dtype: str) -> str:

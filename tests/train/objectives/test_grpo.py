@@ -3,6 +3,7 @@
 Tolerance of losses and gradients: 1e-5 in float32.
 """
 
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,7 +169,7 @@ def test_the_loss_is_trl_s(case: dict[str, Any], folder: Path) -> None:
         epsilon_high=objective.clip_high, max_completion_length=LIMIT, use_vllm=False,
         args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
         model=model, current_gradient_accumulation_steps=1, _entropy_bonus_enabled=False,
-        _metrics={"train": __import__("collections").defaultdict(list)},
+        _metrics={"train": defaultdict(list)},
         accelerator=SimpleNamespace(
             num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x
         ),
