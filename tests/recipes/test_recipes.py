@@ -26,10 +26,18 @@ def test_a_recipe_runs_two_steps(
     monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
     make_tiny_checkpoint(tmp_path / "tiny")
     data = tmp_path / "data.jsonl"
-    lines = [{"query": f"price of lamp {n}", "response": f"{n} dollars"} for n in range(200)]
+    lines = [
+        {"messages": [
+            {"role": "user", "content": f"price of lamp {n}"},
+            {"role": "assistant", "content": f"{n} dollars"},
+        ], "solution": {"answer": n, "unit": "dollars"}}
+        for n in range(200)
+    ]  # fmt: skip
     data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     recipe["data"]["dataset"] = [str(data)]
+    if "teacher" in recipe.get("objective", {}):
+        recipe["objective"]["teacher"] = str(tmp_path / "tiny")
     changes = {"model": str(tmp_path / "tiny"), "output": str(tmp_path / "out"), "max_steps": 2}
     small = {"max_length": 128, "device": "cpu", "workers": 1, "dtype": "fp32", "accumulate": 1}
     result = run(jobfile.parse(TrainJob, recipe | changes | small), events.ignore)

@@ -21,7 +21,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "rollout": {"kind": "policy", "max_new_tokens": 8},
         "num_prompts": 4,
     },
-    "gkd": {"teacher": "TINY", "lmbda": 0.5, "rollout": {"kind": "policy", "max_new_tokens": 8}},
+    "gkd": {"teacher": "teacher", "lmbda": 0.5, "rollout": {"kind": "policy", "max_new_tokens": 8}},
 }
 """What objectives cannot do without."""
 COLORS = ("red", "blue", "green", "white")
@@ -59,7 +59,10 @@ def curve(folder: Path, name: str = "loss") -> list[float]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
+    """A student, and beside it a teacher."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny_checkpoint(folder / "teacher", seed=1)
+    return make_tiny_checkpoint(folder / "model")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,10 +77,13 @@ def job(objective: str, tuner: str, tiny: Path, folder: Path, **changes: Any) ->
     kind = sorted(OBJECTIVES[objective].accepts)[0]  # pyright: ignore[reportAttributeAccessIssue]
     data = folder / f"{kind}.jsonl"
     data.write_text("\n".join(json.dumps(record(kind, n)) for n in range(8)), encoding="utf-8")
-    needed = {k: str(tiny) if v == "TINY" else v for k, v in NEEDED.get(objective, {}).items()}
+    needed = NEEDED.get(objective, {})
+    if "teacher" in needed:
+        needed = needed | {"teacher": str(tiny.parent / needed["teacher"])}
     wanted: dict[str, Any] = {
         "model": str(tiny), "data": {"dataset": [str(data)], "validation": 0.0},
-        "output": str(folder / "out"), "objective": {"kind": objective} | needed, "tuner": {"kind": tuner},
+        "output": str(folder / "out"), "objective": {"kind": objective} | needed,
+        "tuner": {"kind": tuner},
         "device": "cpu", "dtype": "fp32", "workers": 1, "threads": 1, "seed": 1,
         "max_length": 128, "accumulate": 2, "max_steps": 8,
         "optim": {"lr": changes.pop("lr", RATES.get(tuner, 0.01)), "warmup": 0},

@@ -10,19 +10,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import PositiveInt
 
 from dialoop.core.schema import OneOf
 from dialoop.data.units import Row, Unit
-from dialoop.train.objectives import Objective
+from dialoop.train.objectives import Objective, Units
 from dialoop.train.rollouts import RolloutOption  # noqa: TC001  pydantic reads the annotation
 from dialoop.train.rollouts.policy import PolicyRollout
 
 if TYPE_CHECKING:
-    from dialoop.train.rollout import Desk
+    from collections.abc import Sequence
+
+    from dialoop.chat.template import Template
+    from dialoop.data.sample import Sample
     from dialoop.train.rollouts import Answer, Policy, Sampler
 
 
@@ -44,6 +47,48 @@ class Made:
     def unit_lengths(self) -> np.ndarray:
         """(u,) tokens of each unit."""
         return np.asarray([len(unit) for unit in self.units])
+
+
+class Prompts(Units, Protocol):
+    """Prompts by number, and where they came from."""
+
+    def sample(self, number: int) -> Sample:
+        """The record of a prompt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What an objective asks while it makes units."""
+
+    units: Prompts
+    """Prompts, and their samples."""
+    sampler: Sampler
+    teacher: Sampler | None
+    """The companion as a sampler."""
+    template: Template
+    seed: int
+
+    def prompt(self, number: int) -> np.ndarray:
+        """(n,) the ids of a prompt."""
+        return prompt_of(self.units[number])
+
+    def chance(self, *place: int) -> np.random.Generator:
+        """A source of chance of its own for each place."""
+        return np.random.default_rng([self.seed, *place])
+
+    def answers(
+        self, numbers: Sequence[int], num: int, *place: int, by_teacher: bool = False
+    ) -> list[list[Answer]]:
+        """Several answers to each prompt; the place seeds them."""
+        sampler = self.teacher if by_teacher else self.sampler
+        assert sampler is not None, "asked only where there is a teacher"  # noqa: S101
+        seed = int(self.chance(*place).integers(2**31))
+        return sampler.sample([self.prompt(n) for n in numbers], num, seed)
+
+    def text(self, answer: Answer) -> str:
+        """The text of an answer, without its end token."""
+        return self.template.tokenizer.decode(answer.ids.tolist())
 
 
 class Online(Objective, frozen=True):

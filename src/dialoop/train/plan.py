@@ -13,6 +13,7 @@ from dialoop.core.errors import MachineError
 from dialoop.models.facts import facts_of
 from dialoop.models.spec import DTYPE_BYTES
 from dialoop.train.activations import bytes_a_token
+from dialoop.train.online import Online
 from dialoop.train.spec import TrainPlan
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ def plan(job: TrainJob) -> TrainPlan:
     states = job.tuner.state_bytes(facts, job.optimizer)
     mode, activations = _activations(job, facts, compute, weights + states, place.device)
     memory = weights + states + activations
-    row = job.batch_size * job.max_length
     lines = {
         "model": f"{job.model}: {facts.family}, {facts.num_layers} layers,"
         f" {facts.num_parameters / 1e9:.2f} B parameters",
@@ -62,7 +62,7 @@ def plan(job: TrainJob) -> TrainPlan:
         "device": place.text(memory),
         "memory": f"{_gib(memory)}: weights {_gib(weights)}, gradients and optimiser"
         f" {_gib(states)}, activations {_gib(activations)} (estimate)",
-        "step": f"up to {row * job.accumulate:,} tokens: {job.accumulate} packed rows of {row:,}",
+        "step": _step(job),
         "packing": "on: documents share rows without padding and do not see one another",
         "activations": f"{mode}: {MODES[mode]}",
         "schedule": f"{job.epochs:g} epochs, {job.optim.schedule},"
@@ -148,6 +148,8 @@ def _time(job: TrainJob, facts: ModelFacts, place: Place, mode: Mode) -> str:
         return f"unknown until the data is here: {', '.join(absent)}"
     if place.device is None:
         return "unknown without the device"
+    if job.objective.is_online:
+        return "unknown: it depends on how long the answers are"
     tokens = min(sum(map(_bytes_in, paths)) / BYTES_A_TOKEN * job.epochs, _most_tokens(job))
     passes = (6 if job.tuner.saves_model else 4) + 2 * (mode in {"full", "offload"})
     rate = SHARE_OF_PEAK * measured_flops(place.device.torch_name, place.dtype)
@@ -187,6 +189,14 @@ def measured_flops(device: str, dtype: str) -> float:
         devices.synchronize(place)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def _step(job: TrainJob) -> str:
+    if isinstance(job.objective, Online) and job.objective.is_online:
+        prompts, updates = job.accumulate * job.objective.num_prompts, job.objective.num_iterations
+        return f"{prompts} prompts are answered by the model as it is, then {updates} updates"
+    row = job.batch_size * job.max_length
+    return f"up to {row * job.accumulate:,} tokens: {job.accumulate} packed rows of {row:,}"
 
 
 def _base(job: TrainJob, dtype: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +16,10 @@ import torch
 
 from dialoop.data.pack import best_fit
 from dialoop.train.batch import Step, collate
-from dialoop.train.online import prompt_of
+from dialoop.train.online import Desk
 from dialoop.train.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from dialoop.chat.template import Template
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from dialoop.data.units import Unit
     from dialoop.train.loop import TrainingSet
     from dialoop.train.online import Made, Online
-    from dialoop.train.rollouts import Answer, Policy, Sampler
+    from dialoop.train.rollouts import Policy
 
 SHOWN = 4
 """Answers of a step that are written to `samples.jsonl`."""
@@ -58,40 +57,6 @@ class UnitSamples:
 
     def __getitem__(self, number: int) -> Sample:
         return self._samples[self._kept[number]]
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """What an objective asks while it makes units."""
-
-    units: TrainingSet
-    """Prompts, and their samples."""
-    sampler: Sampler
-    teacher: Sampler | None
-    """The companion as a sampler."""
-    template: Template
-    seed: int
-
-    def prompt(self, number: int) -> np.ndarray:
-        """(n,) the ids of a prompt."""
-        return prompt_of(self.units[number])
-
-    def chance(self, *place: int) -> np.random.Generator:
-        """A source of chance of its own for each place."""
-        return np.random.default_rng([self.seed, *place])
-
-    def answers(
-        self, numbers: Sequence[int], num: int, *place: int, by_teacher: bool = False
-    ) -> list[list[Answer]]:
-        """Several answers to each prompt; the place seeds them."""
-        sampler = self.teacher if by_teacher else self.sampler
-        assert sampler is not None, "asked only where there is a teacher"  # noqa: S101
-        seed = int(self.chance(*place).integers(2**31))
-        return sampler.sample([self.prompt(n) for n in numbers], num, seed)
-
-    def text(self, answer: Answer) -> str:
-        """The text of an answer, without its end token."""
-        return self.template.tokenizer.decode(answer.ids.tolist())
 
 
 class Rollout:

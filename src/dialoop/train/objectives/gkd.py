@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dialoop.data.sample import Sample
     from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
-    from dialoop.train.rollout import Desk
+    from dialoop.train.online import Desk
     from dialoop.train.rollouts import Policy, Sampler
     from dialoop.train.view import View
 
@@ -147,7 +147,7 @@ class Gkd(Online, frozen=True):
             given, wanted = (x[:, :width] / self.temperature for x in (given, wanted))
             return divergence(given.log_softmax(-1), wanted.log_softmax(-1), self.beta)
 
-        return _by_chunks(one, len(batch.targets))
+        return by_chunks(one, len(batch.targets))
 
     def _from_endpoint(self, view: View, batch: Batch, endpoint: Endpoint) -> Tensor:
         """(N,) divergences over what the endpoint tells and the rest."""
@@ -160,7 +160,7 @@ class Gkd(Online, frozen=True):
             given = student(part).log_softmax(-1).gather(-1, ids[part])
             return divergence(_with_rest(given), _with_rest(logps[part]), self.beta)
 
-        return _by_chunks(one, len(batch.targets))
+        return by_chunks(one, len(batch.targets))
 
 
 def divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
@@ -196,12 +196,12 @@ def _with_rest(logps: Tensor) -> Tensor:
     return torch.cat([logps, rest], -1)
 
 
-def _by_chunks(one: Callable[[slice], Tensor], length: int) -> Tensor:
+def by_chunks(one: Callable[[slice], Tensor], length: int, *, chunk: int = CHUNK_ROWS) -> Tensor:
     """The results of all chunks; in the backward pass each is computed again, then forgotten."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    parts = [slice(n, min(n + CHUNK_ROWS, length)) for n in range(0, length, CHUNK_ROWS)]
+    parts = [slice(n, min(n + chunk, length)) for n in range(0, length, chunk)]
     if not torch.is_grad_enabled():
         return torch.cat([one(part) for part in parts])
     again = partial(checkpoint, one, use_reentrant=False, preserve_rng_state=False)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dialoop.data.sample import Sample
     from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
-    from dialoop.train.rollout import Desk
+    from dialoop.train.online import Desk
     from dialoop.train.rollouts import Answer
     from dialoop.train.view import View
 

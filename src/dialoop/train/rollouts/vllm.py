@@ -2,10 +2,12 @@
 
 An adapter goes over as a LoRA request of a new number at each step; other tuners write their whole
 weights, which vLLM loads anew. Log-probabilities come from vLLM as it sampled, so that the ratio of
-the loss makes up for what its kernels round differently.
+the loss makes up for what its kernels round differently; where `top_p` or `top_k` cuts the
+distribution they are another one's than the loss has, and are left out.
 
 Written against the interface of vLLM 0.26: `LLM`, `LoRARequest`, `SamplingParams`,
-`logprobs_mode="processed_logprobs"`, and the workers' `reload_weights(weights_path=...)`.
+`logprobs_mode="processed_logprobs"`, and the workers' `update_config` and `reload_weights`. It has
+not been run: no machine at hand has CUDA and that package.
 """
 
 from __future__ import annotations
@@ -107,7 +109,8 @@ class Vllm:
             outputs = self._llm.generate(inputs, params, lora_request=request, use_tqdm=False)
         finally:
             shutil.rmtree(folder)
-        return [[_answer(one) for one in output.outputs] for output in outputs]
+        is_whole = self._settings.top_p == 1 and not self._settings.top_k
+        return [[_answer(one, is_whole=is_whole) for one in output.outputs] for output in outputs]
 
     def _give_weights(self, folder: Path) -> Any:
         """Bring the policy's weights over; the request that names them, for an adapter."""
@@ -120,17 +123,19 @@ class Vllm:
         for pattern in COMPANIONS:
             for file in policy.base.glob(pattern):
                 shutil.copyfile(file, folder / file.name)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        place = {"model_config": {"model": str(folder)}}
+        self._llm.collective_rpc("update_config", args=(place,))
+        self._llm.collective_rpc("reload_weights")
         self._llm.reset_prefix_cache()
         return None
 
 
-def _answer(output: Any) -> Answer:
+def _answer(output: Any, *, is_whole: bool) -> Answer:
+    """An answer, with its log-probabilities where they are of the whole distribution."""
     ids = list(output.token_ids)
     logps = [place[token].logprob for place, token in zip(output.logprobs, ids, strict=True)]
-    return Answer(
-        np.asarray(ids, np.int32), output.finish_reason == "stop", np.asarray(logps, np.float32)
-    )
+    known = np.asarray(logps, np.float32) if is_whole else None
+    return Answer(np.asarray(ids, np.int32), output.finish_reason == "stop", known)
 
 
 def _rank(rank: int) -> int:
