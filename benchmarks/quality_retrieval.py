@@ -129,7 +129,7 @@ def train(
     job = {
         "model": str(model), "data": {"dataset": [str(data)]}, "output": str(output),
         "objective": objective, "tuner": {"kind": "full"}, "max_length": LENGTH,
-        "overlong": "truncate", "accumulate": 2, "device": "cpu", "dtype": "fp32",
+        "overlong": "truncate", "accumulate": 1, "device": "cpu", "dtype": "fp32",
         "threads": threads, "seed": 1,
     }  # fmt: skip
     result = run(jobfile.parse(TrainJob, job | settings), events.ignore)
