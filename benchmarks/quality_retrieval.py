@@ -61,7 +61,12 @@ def main() -> None:
         result = {"embedding before": search(base[held_out], held_out)}
         data = folder / "pairs.jsonl"
         write(data, [{"query": questions[n], "positive": answers[n]} for n in learned])
-        settings = {"epochs": arguments.epochs, "batch_size": 32, "optim": {"lr": arguments.lr}}
+        settings = {
+            "epochs": arguments.epochs,
+            "batch_size": 32,
+            "accumulate": arguments.accumulate,
+            "optim": {"lr": arguments.lr},
+        }
         result["embed"] = train(
             folder / "embed", arguments.model, data, {"kind": "embed"}, arguments.threads, settings
         )
@@ -82,7 +87,12 @@ def main() -> None:
             for n in learned[: arguments.lists]
         ]
         write(data, mined)
-        settings = {"epochs": 1, "batch_size": 32, "optim": {"lr": arguments.rerank_lr}}
+        settings = {
+            "epochs": 1,
+            "batch_size": 32,
+            "accumulate": arguments.accumulate,
+            "optim": {"lr": arguments.rerank_lr},
+        }
         job = {"kind": "rerank", "num_negatives": 3}
         start = folder / "embed"
         result["rerank"] = train(folder / "rerank", start, data, job, arguments.threads, settings)
@@ -102,6 +112,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--rerank-lr", type=float, default=2e-4)
+    parser.add_argument("--accumulate", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -129,7 +140,7 @@ def train(
     job = {
         "model": str(model), "data": {"dataset": [str(data)]}, "output": str(output),
         "objective": objective, "tuner": {"kind": "full"}, "max_length": LENGTH,
-        "overlong": "truncate", "accumulate": 2, "device": "cpu", "dtype": "fp32",
+        "overlong": "truncate", "device": "cpu", "dtype": "fp32",
         "threads": threads, "seed": 1,
     }  # fmt: skip
     result = run(jobfile.parse(TrainJob, job | settings), events.ignore)

@@ -56,6 +56,10 @@ def test_off_and_no_are_words_unless_a_boolean_is_wanted(tmp_path: Path) -> None
     assert (job.model, job.dataset, job.pack) == ("off", ["no", "yes"], False)
 
 
+def test_words_that_begin_like_booleans_are_words() -> None:
+    assert jobfile.read_yaml("false_margin: true_grit") == {"false_margin": "true_grit"}
+
+
 def test_dump_reads_back_as_the_same_job(tmp_path: Path) -> None:
     job = load(tmp_path, BASE + "columns: {query: 问题}\nlimit: 3\nlora_rank: 2\n")
     assert load(tmp_path, jobfile.dump(job)) == job

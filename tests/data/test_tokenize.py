@@ -12,7 +12,7 @@ from dialoop.chat.template import Template
 from dialoop.core.errors import UserError
 from dialoop.core.events import Event, Note, Progress, ignore
 from dialoop.data.sample import Origin, Sample
-from dialoop.data.tokenize import FEW, Dropped, TokenRows, tokenize
+from dialoop.data.tokenize import FEW, Dropped, Row, TokenRows, shortened, tokenize
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +159,12 @@ def test_data_that_trains_nothing_is_refused(template: Template, tmp_path: Path)
     with pytest.raises(UserError, match=r"none of the 2 samples .* 2 because: longer than 5"):
         _tokenize([_dialogue(1), _dialogue(2)], template, tmp_path, max_length=5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_framed_text_keeps_its_end_when_it_is_cut() -> None:
+    ids = np.arange(10, dtype=np.int32)
+    row = Row(ids, np.zeros(10, np.float32), second=4, tail=2)
+    cut = shortened(row, 7)
+    assert cut.ids.tolist() == [0, 1, 2, 3, 4, 8, 9]
+    assert (cut.second, cut.tail) == (4, 2)
+    assert shortened(row, 10) is row

@@ -11,6 +11,14 @@ from dialoop.core import events, jobfile
 from dialoop.train.run import run
 from dialoop.train.spec import TrainJob
 
+PASSAGES = {"positive": "it costs {n} dollars", "negative": "a chair"}
+ANSWERS = {
+    "rm": {"chosen": "{n} dollars", "rejected": "no"},
+    "classify": {"response": "{n} dollars", "label": "{kind}"},
+    "embed": PASSAGES,
+    "rerank": PASSAGES,
+}
+"""What stands beside the query for each kind of objective; a response for all others."""
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
@@ -26,20 +34,20 @@ def test_a_recipe_runs_two_steps(
     monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
     make_tiny_checkpoint(tmp_path / "tiny")
     data = tmp_path / "data.jsonl"
-    lines = [
-        {"messages": [
-            {"role": "user", "content": f"price of lamp {n}"},
-            {"role": "assistant", "content": f"{n} dollars"},
-        ], "solution": {"answer": n, "unit": "dollars"}}
-        for n in range(200)
-    ]  # fmt: skip
-    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    answers = ANSWERS.get(recipe.get("objective", {}).get("kind"), {"response": "{n} dollars"})
+    lines = [
+        {"query": f"price of lamp {n}"}
+        | {name: text.format(n=n, kind=n % 3) for name, text in answers.items()}
+        | {"solution": {"answer": n, "unit": "dollars"}}
+        for n in range(200)
+    ]
+    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     recipe["data"]["dataset"] = [str(data)]
     if "teacher" in recipe.get("objective", {}):
         recipe["objective"]["teacher"] = str(tmp_path / "tiny")
     changes = {"model": str(tmp_path / "tiny"), "output": str(tmp_path / "out"), "max_steps": 2}
-    small = {"max_length": 128, "device": "cpu", "workers": 1, "dtype": "fp32", "accumulate": 1}
+    small = {"max_length": 256, "device": "cpu", "workers": 1, "dtype": "fp32", "accumulate": 1}
     result = run(jobfile.parse(TrainJob, recipe | changes | small), events.ignore)
     assert result.steps == 2
     assert result.report.exists()

@@ -340,7 +340,9 @@ def _truncated(unit: Unit, length: int) -> list[Unit]:
 
 def shortened(row: Row, length: int) -> Row:
     """A row without what is too much before the tokens that close it."""
-    if not row.tail or len(row) <= length:
+    if len(row) <= length:
+        return row
+    if not row.tail:
         return replace(_cut(row, length)[0], second=row.second)
     kept = np.r_[: max(0, length - row.tail), len(row) - row.tail : len(row)]
     return replace(row, ids=row.ids[kept], weights=row.weights[kept])

@@ -14,6 +14,9 @@ from tests.train.objectives.scored import assert_same, row, step, tiny_model
 from dialoop.core import events, jobfile
 from dialoop.core.errors import UserError
 from dialoop.data.units import Unit
+from dialoop.models import merge
+from dialoop.models.chat_model import ChatModel
+from dialoop.models.spec import MergeJob
 from dialoop.train.batch import Step, collate
 from dialoop.train.objectives.embed import Embed
 from dialoop.train.run import run
@@ -235,3 +238,23 @@ def test_a_width_above_the_models_is_refused(
     )
     with pytest.raises(UserError, match="matryoshka_dims: 65 is above the model's width 64"):
         run(job, events.ignore)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_merged_embedding_adapter_gives_the_same_vectors_and_does_not_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
+    make_tiny_checkpoint(tmp_path / "tiny", "internlm3")
+    run(embed_job(tmp_path, tmp_path / "tiny", optim={"lr": 0.01}), events.ignore)
+    merged = tmp_path / "merged"
+    merge.run(MergeJob(model=str(tmp_path / "out"), output=merged), events.ignore)
+    texts = ["lamp 3", "it costs 7 dollars"]
+    torch.testing.assert_close(
+        ours(merged, texts), ours(tmp_path / "out", texts), rtol=0, atol=1e-4
+    )
+    described = json.loads((merged / "config_sentence_transformers.json").read_text())
+    assert described["prompts"]["query"] == "Query: "
+    for folder in (merged, tmp_path / "out"):
+        with pytest.raises(UserError, match="ends in hidden states, not in a distribution"):
+            ChatModel.from_pretrained(folder, device="cpu")
