@@ -17,7 +17,7 @@ from dialoop.data.tokenize import tokenize
 from dialoop.models import lineage, sources
 from dialoop.models.checkpoint import fingerprint
 from dialoop.models.families import write_remote_code
-from dialoop.models.merge import COMPANIONS
+from dialoop.models.new_tokens import copy_texts
 from dialoop.train.spec import TrainJob, TrainResult
 from dialoop.train.tensorboard import TensorBoardSink
 
@@ -72,7 +72,8 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     emit(Stage("fetch the model"))
     folder = sources.resolve(job.model, emit)
     emit(Stage("read and tokenise the data"))
-    template = Template.from_folder(folder)
+    texts = job.tuner.text_folder(folder, job.output)
+    template = Template.from_folder(texts)
     loaded = data_load.load(
         job.data,
         emit,
@@ -101,7 +102,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     started = time.monotonic()
     at = loop.fit()
     emit(Stage("save the result"))
-    _save(job, model, folder, dtype, loaded)
+    _save(job, model, folder, texts, dtype, loaded)
     result = _result(job, loop, at, time.monotonic() - started)
     report.write(job, result)
     emit(Artifact("model", str(job.output)))
@@ -213,12 +214,13 @@ def _autocast(job: TrainJob, dtype: str) -> torch.dtype | None:
     return torch.bfloat16 if dtype == "bf16" and job.tuner.autocasts else None
 
 
-def _save(job: TrainJob, model: PreTrainedModel, base: Path, dtype: str, data: Loaded) -> None:
+def _save(
+    job: TrainJob, model: PreTrainedModel, base: Path, texts: Path, dtype: str, data: Loaded
+) -> None:
     with machine_errors(job.output, "saving"):
         job.tuner.save(model, job.output, str(base.resolve()), dtype)
-        for pattern in COMPANIONS:
-            for file in base.glob(pattern):
-                shutil.copyfile(file, job.output / file.name)
+        if texts != job.output:
+            copy_texts(texts, job.output)
         if job.tuner.saves_model:
             write_remote_code(job.output, model.config.model_type)
     facts = {"train": data.train.digest, "validation": data.validation.digest}

@@ -46,6 +46,16 @@ class Tuner(Option, frozen=True):
             ValueError: the field, and why.
         """
 
+    def text_folder(self, folder: Path, output: Path) -> Path:
+        """Where the tokenizer and the template lie that the job uses and its result gets.
+
+        Args:
+            folder: the model's.
+            output: the job's, which may be written.
+        """
+        del output
+        return folder
+
     @abstractmethod
     def prepare(self, model: PreTrainedModel, seed: int) -> None:
         """Mark or add the parameters that move, in place; those are float32 afterwards."""
