@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from dialoop.models.adapted import LoraLinear
     from dialoop.models.lora import LoraConfig
     from dialoop.models.spec import ModelFacts
-    from dialoop.train.spec import TrainJob
+    from dialoop.train.optim import Optim
+    from dialoop.train.optimizers import Optimizer
 
 SHAPE = ("rank", "alpha", "target_modules", "rank_pattern", "alpha_pattern", "modules_to_save")
 SHAPE += ("new_tokens", "use_rslora")
@@ -57,7 +58,8 @@ class Adapter(Tuner, frozen=True):
     default_lr: ClassVar[float] = 2e-4
 
     @override
-    def refuse(self, job: TrainJob) -> None:
+    def refuse(self, *, optimizer: Optimizer, optim: Optim, accumulate: int, dtype: str) -> None:
+        del optimizer, optim, accumulate, dtype
         fields = type(self).model_fields
         whole = {name.rpartition(".")[2] for name in self.modules_to_save} & {
             "embed_tokens",

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 if TYPE_CHECKING:
+    from dialoop.train.optim import Optim
     from dialoop.train.optimizers import Optimizer
-    from dialoop.train.spec import Optim
 
 State = dict[str, Any]
 

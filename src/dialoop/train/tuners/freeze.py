@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.models.spec import ModelFacts
-    from dialoop.train.spec import TrainJob
+    from dialoop.train.optim import Optim
+    from dialoop.train.optimizers import Optimizer
 
 
 class Freeze(Tuner, frozen=True):
@@ -32,7 +33,8 @@ class Freeze(Tuner, frozen=True):
     default_lr: ClassVar[float] = 1e-5
 
     @override
-    def refuse(self, job: TrainJob) -> None:
+    def refuse(self, *, optimizer: Optimizer, optim: Optim, accumulate: int, dtype: str) -> None:
+        del optimizer, optim, accumulate, dtype
         if not self.last_layers and not self.parameters:
             raise ValueError("tuner.last_layers: 0 and no parameters leave nothing to train")
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.models.spec import ModelFacts
+    from dialoop.train.optim import Optim
     from dialoop.train.optimizers import Optimizer
-    from dialoop.train.spec import TrainJob
 
 
 class Lisa(Tuner, frozen=True):
@@ -40,8 +40,9 @@ class Lisa(Tuner, frozen=True):
     default_lr: ClassVar[float] = 1e-5
 
     @override
-    def refuse(self, job: TrainJob) -> None:
-        if job.optimizer.kind == "muon":
+    def refuse(self, *, optimizer: Optimizer, optim: Optim, accumulate: int, dtype: str) -> None:
+        del optim, accumulate, dtype
+        if optimizer.kind == "muon":
             raise ValueError(
                 "optimizer: lisa lets the optimiser forget layers, which muon's two parts do not"
                 " share; use adamw, adamw_8bit or adafactor"
