@@ -187,8 +187,15 @@ def _with_references(
 def _prepare(job: TrainJob, folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
     import torch
 
-    from dialoop.models.load import load_model
+    from dialoop.models.load import load_model, quantized_by
     from dialoop.train.view import use_packed_attention
+
+    if (method := quantized_by(folder)) and not job.tuner.takes_quantized:
+        raise UserError(
+            f"`{folder}` is quantized by `{method}`, and {job.tuner.kind} needs the weights in"
+            " full",
+            hint="use --tuner qlora, or the model that it was made from",
+        )
 
     torch.manual_seed(job.seed)
     quantization = job.tuner.quantization
