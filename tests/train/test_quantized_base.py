@@ -67,8 +67,10 @@ def test_nf4_is_that_of_bitsandbytes(tiny: Path) -> None:
     packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     stored = small.get_submodule(name).get_parameter("weight")
     assert torch.equal(stored.data.flatten(), packed.flatten())
-    assert torch.equal(functional.dequantize_4bit(stored.data, stored.quant_state),  # pyright: ignore
-                       functional.dequantize_4bit(packed, state))  # fmt: skip
+    assert torch.equal(
+        functional.dequantize_4bit(stored.data, stored.quant_state),  # pyright: ignore[reportArgumentType]
+        functional.dequantize_4bit(packed, state),
+    )
 
 
 @pytest.mark.parametrize("kind", ["pissa", "full", "galore"])
