@@ -64,7 +64,8 @@ def adapter_scale(folder: Path) -> float:
         UserError: OpenVINO cannot apply an adapter with these settings.
     """
     config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    refused = ("rank_pattern", "alpha_pattern", "modules_to_save", "use_dora", "lora_bias")
+    refused = ("rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices")
+    refused += ("use_dora", "lora_bias")
     if found := [name for name in refused if config.get(name)]:
         raise UserError(
             f"`{folder}`: OpenVINO cannot apply an adapter with {', '.join(found)}",

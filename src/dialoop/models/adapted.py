@@ -243,6 +243,7 @@ class TrainedRows(Adapted):
 
     def __init__(self, base: nn.Module, ids: tuple[int, ...], tied: TrainedRows | None) -> None:
         super().__init__(base)
+        self.ids = ids
         table = base.get_parameter("weight")
         places = torch.full((len(table),), -1, device=table.device)  # (V,)
         places[list(ids)] = torch.arange(len(ids), device=table.device)

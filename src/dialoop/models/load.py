@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 Quantization = Literal["nf4"]
 _MODELS = {"tokens": "a language model", "score": "a model that scores", "none": "an encoder"}
+PACKAGES = {
+    "bitsandbytes": ("bitsandbytes", "accelerate"),
+    "gptq": ("gptqmodel", "optimum", "accelerate"),
+    "awq": ("gptqmodel", "accelerate"),
+    "fp8": ("accelerate",),
+    "compressed-tensors": ("compressed_tensors", "accelerate"),
+}
+"""What transformers 5.17 needs beside itself for weights that are quantized already."""
 
 
 def load_model(
@@ -40,7 +48,8 @@ def load_model(
         folder: a model, or an adapter whose base model is on this machine.
         device: where the weights go.
         dtype: of the weights; `auto` is bf16 where the device is fast at it, else fp32.
-        quantization: `nf4` keeps the linear layers in 4 bits and computes in `dtype`.
+        quantization: `nf4` keeps the linear layers in 4 bits and computes in `dtype`; a checkpoint
+            that is quantized already stays as it is.
         attention: one of transformers' implementations; None lets transformers choose.
         head: what the model ends in: tokens, a score, or none, which gives hidden states.
         num_scores: how many scores a new head gives, where the checkpoint has none of that width;
@@ -74,14 +83,30 @@ def load_model(
     checkpoint.check(folder)
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     kind = torch_dtype(dtype, device)
-    if quantization == "nf4":
-        options |= {"quantization_config": _nf4(kind, head), "device_map": {"": device.torch_name}}
+    method = quantized_by(folder)
+    if method is not None:
+        _refuse_lacking(folder, method, device)
+    elif quantization == "nf4":
+        options |= {"quantization_config": _nf4(kind, head)}
+    is_quantized = method is not None or quantization is not None
+    if is_quantized:
+        options |= {"device_map": {"": device.torch_name}}
     if num_scores is not None:
         options |= {"num_labels": num_scores}
     model = _from_pretrained(folder, kind, head, options)
-    if quantization is None:
+    if not is_quantized:
         model = _to_device(model, device)
     return model.eval()
+
+
+def quantized_by(folder: Path) -> str | None:
+    """The method by which a checkpoint's weights are quantized (`gptq`, `fp8`, ...), or None.
+
+    Raises:
+        UserError: the config is missing or damaged.
+    """
+    config = checkpoint.read_json(folder / "config.json").get("quantization_config")
+    return None if config is None else str(config.get("quant_method", "unknown"))
 
 
 def torch_dtype(dtype: Dtype, device: Device) -> torch.dtype:
@@ -232,6 +257,27 @@ def _no_memory(folder: Path) -> MachineError:
         f"no memory left while loading `{folder}`",
         hint="use a smaller dtype or model, or 4-bit weights (`--train_type qlora`)",
     )
+
+
+def _refuse_lacking(folder: Path, method: str, device: Device) -> None:
+    """Tell what this machine lacks for quantized weights, before transformers finds out."""
+    if method not in PACKAGES:
+        raise UserError(
+            f"`{folder}` is quantized by `{method}`, which is not supported",
+            hint=f"give a checkpoint in full, or quantized by {', '.join(PACKAGES)}",
+        )
+    lacking = [package for package in PACKAGES[method] if find_spec(package) is None]
+    if lacking:
+        names = [package.replace("_", "-") for package in lacking]
+        raise MachineError(
+            f"`{folder}` is quantized by `{method}`, which needs {', '.join(names)}",
+            hint=f"pip install {' '.join(names)}",
+        )
+    if method == "fp8" and device.kind == "cpu":
+        raise MachineError(
+            f"`{folder}` is quantized to FP8, which `{device.torch_name}` does not compute",
+            hint="use a GPU of compute capability 8.9 or more, or the checkpoint in full",
+        )
 
 
 def _nf4(compute: torch.dtype, head: Head) -> Any:

@@ -184,7 +184,10 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
         for name, layer in found.items()
         for key, tensor in _saved_tensors(layer).items()
     }
-    if model.config.tie_word_embeddings and config.token_ids:
+    rows = {
+        name: list(layer.ids) for name, layer in found.items() if isinstance(layer, TrainedRows)
+    }
+    if model.config.tie_word_embeddings and rows:
         _, head = _table_names(model)
         del tensors[f"{_PREFIX}{head}.{_ROWS}"]
     save_file({k: t.clone() for k, t in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
@@ -192,7 +195,6 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
     if any(isinstance(layer, PissaLinear) for layer in found.values()):
         config = doubled(config)
     copies = [name for name, layer in found.items() if isinstance(layer, TrainedCopy)]
-    rows = [name for name, layer in found.items() if isinstance(layer, TrainedRows)]
     description = {
         "peft_type": "LORA",
         "task_type": config.task_type,
@@ -210,7 +212,7 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "modules_to_save": copies or None,
-        "trainable_token_indices": {name: list(config.token_ids) for name in rows} or None,
+        "trainable_token_indices": rows or None,
         "ensure_weight_tying": any(name in copies for name in _tied_names(model)),
     }
     write_text(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")

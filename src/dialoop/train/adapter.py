@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotation at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from dialoop.models.adapted import LoraLinear
     from dialoop.models.lora import LoraConfig
     from dialoop.models.spec import ModelFacts
-    from dialoop.train.spec import TrainJob
+    from dialoop.train.optim import Optim
+    from dialoop.train.optimizers import Optimizer
 
 SHAPE = ("rank", "alpha", "target_modules", "rank_pattern", "alpha_pattern", "modules_to_save")
+SHAPE += ("new_tokens", "use_rslora")
 """Fields that an adapter which is trained on has settled."""
 
 
@@ -41,6 +43,8 @@ class Adapter(Tuner, frozen=True):
     """Other alphas by layer name or pattern."""
     modules_to_save: list[str] = Field(default=[])
     """Modules trained whole, such as `embed_tokens` or `lm_head`; saved with the adapter."""
+    new_tokens: list[str] = Field(default=[])
+    """Special tokens added to the vocabulary; their rows of embedding and head are trained."""
     adapter: Path | None = None
     """Go on from this adapter's weights; its rank, scale and layers are kept."""
     use_rslora: bool = False
@@ -54,11 +58,21 @@ class Adapter(Tuner, frozen=True):
     default_lr: ClassVar[float] = 2e-4
 
     @override
-    def refuse(self, job: TrainJob) -> None:
+    def refuse(self, *, optimizer: Optimizer, optim: Optim, accumulate: int, dtype: str) -> None:
+        del optimizer, optim, accumulate, dtype
         fields = type(self).model_fields
+        whole = {name.rpartition(".")[2] for name in self.modules_to_save} & {
+            "embed_tokens",
+            "lm_head",
+        }
+        if self.new_tokens and whole:
+            raise ValueError(
+                f"tuner.new_tokens: {', '.join(sorted(whole))} is trained whole by modules_to_save,"
+                " and so cannot have rows trained alone; use one of the two"
+            )
         if self.adapter is None:
             return
-        for name in (*SHAPE, "use_rslora"):
+        for name in SHAPE:
             if getattr(self, name) != fields[name].get_default(call_default_factory=True):
                 raise ValueError(
                     f"tuner.{name}: `{self.adapter}` has settled this; leave it out, or start anew"
@@ -71,7 +85,19 @@ class Adapter(Tuner, frozen=True):
         from dialoop.core.files import sha256
 
         known = self.adapter and sha256(self.adapter / "adapter_model.safetensors")
-        return f"{super().start} {known}"
+        return f"{super().start} {known} {self.new_tokens}"
+
+    @override
+    def text_folder(self, folder: Path, output: Path) -> Path:
+        from dialoop.models.load import text_folder
+        from dialoop.models.new_tokens import extend
+
+        if self.adapter is not None:
+            return text_folder(self.adapter)
+        if not self.new_tokens:
+            return folder
+        extend(folder, output, self.new_tokens)
+        return output
 
     @override
     def prepare(self, model: PreTrainedModel, seed: int) -> None:
@@ -80,7 +106,8 @@ class Adapter(Tuner, frozen=True):
         from dialoop.models.load import attach_adapter
 
         if self.adapter is None:
-            lora.attach(model, self._config_for(model), seed=seed, kind=self.layer())
+            config = replace(self._config_for(model), token_ids=self._add_rows(model))
+            lora.attach(model, config, seed=seed, kind=self.layer())
             return
         self._refuse_other_kind(self.adapter)
         attach_adapter(model, self.adapter)
@@ -144,12 +171,36 @@ class Adapter(Tuner, frozen=True):
         tables = {"model.embed_tokens", "lm_head"}
         copied = [t for t in tables if any(matches(c, t) for c in config.copies)]
         num_tables = min(len(copied), 1) if facts.tied_embeddings else len(copied)
+        num_rows = len(self.new_tokens) * (1 if facts.tied_embeddings else 2)
+        count += num_rows * facts.hidden_size
         return count + num_tables * facts.vocab_size * facts.hidden_size
 
     @override
     def weight_bytes(self, facts: ModelFacts, compute_bytes: int) -> int:
         """The frozen base in the compute type, and float32 adapters."""
         return facts.num_parameters * compute_bytes + 4 * self.num_trained(facts)
+
+    def _add_rows(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """Rows for the new tokens, each begun as the mean of its old pieces' rows."""
+        import torch
+
+        from dialoop.models.lora import grow
+        from dialoop.models.new_tokens import pieces, token_ids
+
+        if not self.new_tokens:
+            return ()
+        folder = Path(str(model.name_or_path))
+        ids = token_ids(folder, self.new_tokens)
+        grow(model, max(ids.values()) + 1)
+        tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+        with torch.no_grad():
+            for token, number in ids.items():
+                for table in tables:
+                    assert table is not None  # noqa: S101
+                    weight = table.get_parameter("weight")
+                    mean = weight[pieces(folder, token)].float().mean(0)
+                    weight[number] = mean.to(weight.dtype)
+        return tuple(ids.values())
 
     def _refuse_other_kind(self, folder: Path) -> None:
         from dialoop.models.lora import read_config

@@ -10,7 +10,7 @@ from dialoop.core.errors import MachineError
 if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
 
-    from dialoop.train.spec import Optim
+    from dialoop.train.optim import Optim
 
 
 def adamw_8bit(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.models.spec import ModelFacts
+    from dialoop.train.optim import Optim
     from dialoop.train.optimizers import Optimizer
-    from dialoop.train.spec import Optim, TrainJob
     from dialoop.train.subspace import Subspace
 
 
@@ -46,20 +46,20 @@ class Projected(Tuner, frozen=True):
         """How gradients are projected."""
 
     @override
-    def refuse(self, job: TrainJob) -> None:
-        if not job.optimizer.is_elementwise:
+    def refuse(self, *, optimizer: Optimizer, optim: Optim, accumulate: int, dtype: str) -> None:
+        if not optimizer.is_elementwise:
             raise ValueError(
-                f"optimizer: {self.kind} moves matrices in a subspace, where {job.optimizer.kind}"
+                f"optimizer: {self.kind} moves matrices in a subspace, where {optimizer.kind}"
                 " has no meaning; use adamw or adamw_8bit"
             )
-        if self.weights == "bf16" and job.dtype != "bf16":
+        if self.weights == "bf16" and dtype != "bf16":
             raise ValueError("tuner.weights: bf16 weights compute only with dtype bf16; set it")
-        if self.per_layer and job.accumulate != 1:
+        if self.per_layer and accumulate != 1:
             raise ValueError(
                 "tuner.per_layer: a gradient that has moved its layer cannot be added to; use"
                 " accumulate 1 and a larger batch_size"
             )
-        if self.per_layer and job.optim.max_grad_norm:
+        if self.per_layer and optim.max_grad_norm:
             raise ValueError(
                 "tuner.per_layer: the norm of all gradients is not known before layers move; use"
                 " optim.max_grad_norm 0"

@@ -19,7 +19,7 @@ from dialoop.models import lineage, rope, sources
 from dialoop.models.checkpoint import fingerprint, is_adapter
 from dialoop.models.facts import facts_of
 from dialoop.models.families import write_remote_code
-from dialoop.models.merge import COMPANIONS
+from dialoop.models.new_tokens import copy_texts
 from dialoop.train.adapter import Adapter
 from dialoop.train.plan import choose_mode
 from dialoop.train.spec import TrainJob, TrainResult
@@ -81,7 +81,8 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     emit(Stage("fetch the model"))
     folder = sources.resolve(job.model, emit)
     emit(Stage("read and tokenise the data"))
-    template = Template.from_folder(folder)
+    texts = job.tuner.text_folder(folder, job.output)
+    template = Template.from_folder(texts)
     job.objective.check(template)
     loaded = data_load.load(
         job.data,
@@ -123,7 +124,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     started = time.monotonic()
     at = loop.fit()
     emit(Stage("save the result"))
-    _save(job, model, folder, dtype, loaded, template)
+    _save(job, model, folder, texts, dtype, loaded, template)
     result = _result(job, loop, at, time.monotonic() - started)
     report.write(job, result)
     emit(Artifact("model", str(job.output)))
@@ -216,8 +217,15 @@ def _prepare(
     import torch
 
     from dialoop.models import heads
-    from dialoop.models.load import load_model
+    from dialoop.models.load import load_model, quantized_by
     from dialoop.train.view import use_packed_attention
+
+    if (method := quantized_by(folder)) and not job.tuner.takes_quantized:
+        raise UserError(
+            f"`{folder}` is quantized by `{method}`, and {job.tuner.kind} needs the weights in"
+            " full",
+            hint="use --tuner qlora, or the model that it was made from",
+        )
 
     torch.manual_seed(job.seed)
     head = job.objective.head
@@ -313,6 +321,7 @@ def _save(
     job: TrainJob,
     model: PreTrainedModel,
     base: Path,
+    texts: Path,
     dtype: str,
     data: Loaded,
     template: Template,
@@ -323,9 +332,8 @@ def _save(
         job.tuner.save(model, job.output, str(base.resolve()), dtype)
         if job.rope_scaling != "none" and is_adapter(job.output):
             rope.save(model, job.output)
-        for pattern in COMPANIONS:
-            for file in base.glob(pattern):
-                shutil.copyfile(file, job.output / file.name)
+        if texts != job.output:
+            copy_texts(texts, job.output)
         if job.tuner.saves_model:
             write_remote_code(job.output, model.config.model_type)
         if job.objective.head == "score" and not heads.is_bidirectional(model):

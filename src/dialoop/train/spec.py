@@ -12,6 +12,7 @@ from dialoop.train.adapter import Adapter
 from dialoop.train.objectives import Objective
 from dialoop.train.objectives.grpo import Grpo
 from dialoop.train.objectives.sft import Sft
+from dialoop.train.optim import Optim
 from dialoop.train.optimizers import Optimizer
 from dialoop.train.optimizers.adamw import AdamW
 from dialoop.train.tuners import Tuner
@@ -19,38 +20,6 @@ from dialoop.train.tuners.lora import Lora
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-
-class Optim(Spec, frozen=True):
-    """Rate, schedule, decay and clipping, whatever the optimiser."""
-
-    lr: PositiveFloat | None = None
-    """Peak learning rate; when left out 2e-4 for adapters, 1e-5 for full tuning."""
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """How the rate falls after the warm-up, to `min_lr_ratio`; wsd is constant, then falls over the
-    last `decay` of the steps."""
-    decay: float = Field(default=0.1, gt=0, le=1)
-    """Share of the steps over which wsd lets the rate fall."""
-    warmup: float = Field(default=0.03, ge=0, le=1)
-    """Share of the steps over which the rate rises from zero."""
-    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Last rate as a share of the peak."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of matrices; usually 0 for adapters, 0.1 for full tuning."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the mean gradient."""
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of the mean squared gradient."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    """Longest gradient; longer ones are scaled down. 0 never scales."""
-
-    @model_validator(mode="after")
-    def _refuse_what_cannot_be(self) -> Self:
-        if self.decay != Optim.model_fields["decay"].default and self.schedule != "wsd":
-            raise ValueError(f"decay: a {self.schedule} schedule has no such part; use wsd")
-        if self.schedule == "wsd" and self.warmup + self.decay > 1:
-            raise ValueError("decay: warmup and decay together are longer than the run")
-        return self
 
 
 class Saving(Spec, frozen=True):
@@ -178,7 +147,9 @@ class TrainJob(Spec, frozen=True):
         for name in self.optimizer.unused:
             if getattr(self.optim, name) != Optim.model_fields[name].default:
                 raise ValueError(f"optim.{name}: {self.optimizer.kind} has none; leave it out")
-        self.tuner.refuse(self)
+        self.tuner.refuse(
+            optimizer=self.optimizer, optim=self.optim, accumulate=self.accumulate, dtype=self.dtype
+        )
         return self
 
 

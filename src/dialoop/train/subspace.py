@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 if TYPE_CHECKING:
+    from dialoop.train.optim import Optim
     from dialoop.train.optimizers import Optimizer
-    from dialoop.train.spec import Optim
 
 State = dict[str, Any]
 
@@ -185,13 +185,17 @@ class InSubspace(torch.optim.Optimizer):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Projections and steps, and the inner optimiser's own."""
-        return {"outer": super().state_dict(), "inner": self.inner.state_dict()}
+        """Steps and projections of the projected matrices, and the inner optimiser's own."""
+        return {"own": [self.state[p] for p in self.proxies], "inner": self.inner.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put both states back."""
-        super().load_state_dict(state_dict["outer"])
+        """Put both back; tensors keep their type, which torch would make the matrix's."""
+        for p, state in zip(self.proxies, state_dict["own"], strict=True):
+            self.state[p] = {
+                name: value.to(p.device) if isinstance(value, Tensor) else value
+                for name, value in state.items()
+            }
         self.inner.load_state_dict(state_dict["inner"])
 
 

@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora_plus": {"kind": "lora_plus", "rank": 4, "lr_ratio": 4.0},
     "pissa": {"kind": "pissa", "rank": 4},
     "pissa fast": {"kind": "pissa", "rank": 4, "svd_iterations": 4, "rank_pattern": {"q_proj": 2}},
+    "new tokens": {"kind": "lora", "rank": 4, "new_tokens": ["<|price|>", "<|lamp|>"]},
     "copies": {"kind": "lora", "rank": 4, "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
 }  # fmt: skip
 
@@ -64,10 +65,11 @@ def tiny(tmp_path: Path) -> Path:
     return make_tiny_checkpoint(tmp_path / "tiny", hidden=32)
 
 
-def by_peft(base: Path, folder: Path) -> torch.nn.Module:
-    from peft import PeftModel
+def by_peft(folder: Path) -> torch.nn.Module:
+    """As anyone loads it; the base is found by its name and grown to the tokenizer's size."""
+    from peft import AutoPeftModelForCausalLM
 
-    return PeftModel.from_pretrained(ours(base), folder)  # pyright: ignore[reportArgumentType]
+    return AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -77,11 +79,39 @@ def test_it_learns_and_peft_and_merge_agree_and_it_resumes(
     wanted = job(base, dialogues, tmp_path / "out", tuner=KINDS[name])
     assert_it_learns(wanted)
     mine = logits(ours(wanted.output))
-    assert (mine - logits(ours(base))).abs().max() > 0.1
-    torch.testing.assert_close(mine, logits(by_peft(base, wanted.output)), atol=1e-5, rtol=1e-5)
+    assert (mine[..., :400] - logits(ours(base))).abs().max() > 0.1  # without new tokens
+    torch.testing.assert_close(mine, logits(by_peft(wanted.output)), atol=1e-5, rtol=1e-5)
     merge(MergeJob(model=str(wanted.output), output=tmp_path / "merged"), events.ignore)
     torch.testing.assert_close(mine, logits(ours(tmp_path / "merged")), atol=1e-4, rtol=1e-4)
     assert_it_resumes_bit_for_bit(wanted, tmp_path / "twice")
+
+
+def test_new_tokens_are_learned_saved_and_merged(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lines = [{"query": f"lamp {n}", "response": f"<|price|>{n}"} for n in range(12)]
+    data = tmp_path / "priced.jsonl"
+    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    tuner = {"kind": "lora", "rank": 4, "new_tokens": ["<|price|>"]}
+    wanted = job(base, data, tmp_path / "out", tuner=tuner)
+    assert_it_learns(wanted, 0.7)
+    tokenizer = AutoTokenizer.from_pretrained(wanted.output)
+    assert tokenizer("<|price|>").input_ids[-1] == len(tokenizer) - 1 == 400
+    saved = load_file(wanted.output / "adapter_model.safetensors")
+    rows = [tensor for name, tensor in saved.items() if "trainable_tokens_delta" in name]
+    assert [len(one) for one in rows] == [1] * len(rows)
+    merge(MergeJob(model=str(wanted.output), output=tmp_path / "merged"), events.ignore)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    ids = tokenizer("lamp 3 <|price|>9", return_tensors="pt").input_ids
+    with torch.no_grad():
+        mine = ours(wanted.output)(ids).logits
+        assert mine.shape[-1] == 401
+        torch.testing.assert_close(merged(ids).logits, mine, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(by_peft(wanted.output)(ids).logits, mine, atol=1e-5, rtol=1e-5)
+    more = job(base, data, tmp_path / "more", tuner={"kind": "lora", "adapter": str(wanted.output)})
+    run(more, events.ignore)
+    assert losses(more.output)[0] < losses(wanted.output)[0]
+    assert len(AutoTokenizer.from_pretrained(more.output)) == 401
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -174,7 +204,7 @@ def test_training_goes_on_from_an_adapter(tiny: Path, dialogues: Path, tmp_path:
     config, _ = lora.read_config(more.output)
     assert (config.rank, config.use_dora) == (3, True)
     torch.testing.assert_close(
-        logits(ours(more.output)), logits(by_peft(tiny, more.output)), atol=1e-5, rtol=1e-5
+        logits(ours(more.output)), logits(by_peft(more.output)), atol=1e-5, rtol=1e-5
     )
     with pytest.raises(UserError, match="is a DoRA adapter, and the tuner is lora"):
         run(job(tiny, dialogues, tmp_path / "x", tuner=tuner | {"kind": "lora"}), events.ignore)
@@ -184,6 +214,10 @@ def test_training_goes_on_from_an_adapter(tiny: Path, dialogues: Path, tmp_path:
     ("tuner", "complaint"),
     [
         ({"kind": "lora", "adapter": "a", "rank": 8}, "rank: `a` has settled this"),
+        (
+            {"kind": "lora", "new_tokens": ["<a>"], "modules_to_save": ["lm_head"]},
+            "lm_head is trained whole by modules_to_save",
+        ),
         ({"kind": "pissa", "adapter": "a"}, "pissa is a way to begin"),
     ],
 )

@@ -10,7 +10,7 @@ from dialoop.core.schema import Option
 if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
 
-    from dialoop.train.spec import Optim
+    from dialoop.train.optim import Optim
 
 
 class Optimizer(Option, frozen=True):

@@ -12,7 +12,7 @@ from dialoop.train.optimizers import Optimizer
 if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
 
-    from dialoop.train.spec import Optim
+    from dialoop.train.optim import Optim
 
 
 class Adafactor(Optimizer, frozen=True):

@@ -11,7 +11,7 @@ from dialoop.train.optimizers import Optimizer
 if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
 
-    from dialoop.train.spec import Optim
+    from dialoop.train.optim import Optim
 
 
 class AdamW(Optimizer, frozen=True):

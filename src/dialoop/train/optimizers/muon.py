@@ -16,7 +16,7 @@ from dialoop.train.optimizers import Optimizer
 if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
 
-    from dialoop.train.spec import Optim
+    from dialoop.train.optim import Optim
 
 
 class Muon(Optimizer, frozen=True):

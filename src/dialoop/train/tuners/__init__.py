@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.models.spec import ModelFacts
+    from dialoop.train.optim import Optim
     from dialoop.train.optimizers import Optimizer
-    from dialoop.train.spec import Optim, TrainJob
 
 
 class Tuner(Option, frozen=True):
@@ -39,12 +39,23 @@ class Tuner(Option, frozen=True):
         """What beside the model decides the policy at its start, for caches."""
         return str(self.quantization)
 
-    def refuse(self, job: TrainJob) -> None:
+    def refuse(self, *, optimizer: Optimizer, optim: Optim, accumulate: int, dtype: str) -> None:
         """Raise on a job that this tuner cannot do.
 
         Raises:
             ValueError: the field, and why.
         """
+        del optimizer, optim, accumulate, dtype
+
+    def text_folder(self, folder: Path, output: Path) -> Path:
+        """Where the tokenizer and the template lie that the job uses and its result gets.
+
+        Args:
+            folder: the model's.
+            output: the job's, which may be written.
+        """
+        del output
+        return folder
 
     @abstractmethod
     def prepare(self, model: PreTrainedModel, seed: int) -> None:

@@ -12,7 +12,7 @@ from dialoop.train.adapter import Adapter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dialoop.train.spec import Optim
+    from dialoop.train.optim import Optim
 
 
 class LoraPlus(Adapter, frozen=True):

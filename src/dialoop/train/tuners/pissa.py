@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.models.adapted import LoraLinear
-    from dialoop.train.spec import TrainJob
+    from dialoop.train.optim import Optim
+    from dialoop.train.optimizers import Optimizer
 
 
 class Pissa(Adapter, frozen=True):
@@ -26,7 +27,8 @@ class Pissa(Adapter, frozen=True):
     takes_quantized: ClassVar[bool] = False
 
     @override
-    def refuse(self, job: TrainJob) -> None:
+    def refuse(self, *, optimizer: Optimizer, optim: Optim, accumulate: int, dtype: str) -> None:
+        del optimizer, optim, accumulate, dtype
         if self.adapter is not None:
             raise ValueError(
                 "tuner.adapter: pissa is a way to begin, and an adapter has begun; use tuner lora"
