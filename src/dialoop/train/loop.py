@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +16,7 @@ from dialoop.train import checkpoint
 from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.checkpoint import Position
 from dialoop.train.schedule import epoch_bins, prompt_bins, rate
+from dialoop.train.training_set import TrainingSet
 from dialoop.train.view import View
 
 if TYPE_CHECKING:
@@ -26,56 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.core.events import Event
-    from dialoop.data.sample import Sample
-    from dialoop.data.tokenize import TokenRows
-    from dialoop.data.units import Unit
-    from dialoop.train.online import Made
-    from dialoop.train.reference import References
     from dialoop.train.rollout import Rollout
     from dialoop.train.spec import TrainJob
-
-
-class Samples(Protocol):
-    """Samples by the number of their unit."""
-
-    def __getitem__(self, number: int) -> Sample:
-        """One of them."""
-        ...
-
-
-class TrainingSet:
-    """Units by number, and what the reference model gave them.
-
-    Args:
-        rows: the tokenised data, or units that a rollout made.
-        references: of the units' rows, where the objective needs one and it was computed before.
-        survey_references: the same of what is surveyed.
-        samples: the sample of each unit, where rewards look at it.
-    """
-
-    def __init__(
-        self,
-        rows: TokenRows | Made,
-        references: References | None = None,
-        survey_references: References | None = None,
-        samples: Samples | None = None,
-    ) -> None:
-        self._rows = rows
-        self.lengths = rows.unit_lengths
-        """(u,) tokens of each unit."""
-        self.references, self.survey_references = references, survey_references
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, number: int) -> Unit:
-        return self._rows.unit(number)
-
-    def sample(self, number: int) -> Sample:
-        """The sample of a unit."""
-        assert self._samples is not None, "asked only where answers are rewarded"  # noqa: S101
-        return self._samples[number]
 
 
 class Loop:
@@ -294,12 +247,12 @@ class Loop:
         """Loss of the validation split, which is measured as one step."""
         assert self.held_out is not None, "asked only where there is a split"  # noqa: S101
         units = self.held_out
-        if self.rollout is not None and (rewards := self.rollout.held_out(units)) is not None:
-            return rewards
-        self.model.eval()
-        bins = epoch_bins(units.lengths, self._room(units), self.job.seed, 0)
-        totals = self._run(units, bins, train=False)
-        self.model.train()
+        totals = self.rollout.held_out(units) if self.rollout is not None else None
+        if totals is None:
+            self.model.eval()
+            bins = epoch_bins(units.lengths, self._room(units), self.job.seed, 0)
+            totals = self._run(units, bins, train=False)
+            self.model.train()
         self.emit(Metrics(self.at.step, {f"validation_{k}": v for k, v in totals.items()}))
         return totals["loss"]
 

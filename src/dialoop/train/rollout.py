@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from dialoop.data.samples import SampleSet
     from dialoop.data.tokenize import TokenRows
     from dialoop.data.units import Unit
-    from dialoop.train.loop import TrainingSet
     from dialoop.train.online import Made, Online
     from dialoop.train.rollouts import Policy
+    from dialoop.train.training_set import TrainingSet
 
 SHOWN = 4
 """Answers of a step that are written to `samples.jsonl`."""

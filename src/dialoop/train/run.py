@@ -40,10 +40,11 @@ if TYPE_CHECKING:
     from dialoop.data.units import Unit
     from dialoop.models.spec import Dtype
     from dialoop.train.checkpoint import Position
-    from dialoop.train.loop import Loop, TrainingSet
+    from dialoop.train.loop import Loop
     from dialoop.train.online import Online
     from dialoop.train.reference import References
     from dialoop.train.rollout import Rollout
+    from dialoop.train.training_set import TrainingSet
 
 FEW_STEPS = 20
 """Fewer optimiser steps than this are told: on little data the defaults may give one an epoch."""
@@ -180,9 +181,9 @@ def _with_references(
     emit: Callable[[Event], None],
 ) -> TrainingSet:
     """The units with what goes with them: their samples, or what the model gives at its start."""
-    from dialoop.train.loop import TrainingSet
     from dialoop.train.reference import precompute
     from dialoop.train.rollout import UnitSamples
+    from dialoop.train.training_set import TrainingSet
 
     units, objective = TrainingSet(rows), job.objective
     if objective.is_online:

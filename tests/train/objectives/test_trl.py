@@ -19,7 +19,7 @@ from dialoop.models.load import load_model
 from dialoop.train.loop import Loop
 from dialoop.train.reference import precompute
 from dialoop.train.spec import TrainJob
-from dialoop.train.view import use_packed_attention
+from dialoop.train.view import View, use_packed_attention
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -111,7 +111,7 @@ def ours(
         if surveyed:
             given.survey_references = measured(surveyed, "survey")
     loop = Loop.__new__(Loop)
-    loop.job, loop.objective, loop.model = job, job.objective, model
+    loop.job, loop.objective, loop.model, loop.view = job, job.objective, model, View(model)
     loop.device, loop.autocast = torch.device("cpu"), None
     half = len(units) // 2
     numbers = [list(range(half)), list(range(half, len(units)))]
