@@ -25,7 +25,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """What objectives cannot do without."""
 COLORS = ("red", "blue", "green", "white")
-RATES = {"full": 0.005, "lora_plus": 0.002}
+RATES = {"freeze": 0.003, "full": 0.005, "lora_plus": 0.002}
 
 
 def record(kind: Kind, n: int) -> dict[str, Any]:

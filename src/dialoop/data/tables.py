@@ -36,7 +36,10 @@ class Row:
 def looks_like_table(head: str) -> bool:
     """Whether a text begins with a header that holds a column name that we know."""
     first = head.lstrip("\ufeff\r\n").split("\n", 1)[0].rstrip("\r")
-    cells = _split(first, _delimiter(first))
+    try:
+        cells = _split(first, _delimiter(first))
+    except csv.Error:  # a quote that is not closed: no header
+        return False
     return len(cells) > 1 and any(columns.is_known(cell) for cell in cells)
 
 

@@ -252,7 +252,7 @@ def test_tables_trained_apart_do_not_fit_a_tied_base(tmp_path: Path) -> None:
         r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
     )
     with pytest.warns(UserWarning, match="tied"):
-        theirs = get_peft_model(ours(base), config)  # pyright: ignore[reportArgumentType]
+        theirs = get_peft_model(ours(base), config)
     theirs.save_pretrained(str(tmp_path / "a"))
     with pytest.raises(UserError, match="an embedding and a head of their own"):
         ours(tmp_path / "a")

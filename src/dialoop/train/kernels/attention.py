@@ -66,7 +66,7 @@ def packed_attention(
         (1, T, H, D), and None for the attention weights.
     """
     del attention_mask, kwargs
-    is_causal = bool(module.is_causal)
+    is_causal = getattr(module, "is_causal", True)
     is_windowed = sliding_window is not None and sliding_window < max_seqlen
     if query.is_cuda and not dropout and not is_windowed and query.dtype != torch.float32:
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scaling, is_causal), None
