@@ -24,11 +24,12 @@ from dialoop.train.kernels.cross_entropy import token_nll
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
+    from dialoop.train.parallel.shared_row import SharedRow, SharedRows
 
 PLAIN_HEADS = frozenset({"llama", "internlm3", "qwen2", "qwen3", "mistral", "smollm3"})
 """Model types whose logits are hidden states times the head, and nothing else."""
@@ -39,6 +40,10 @@ class View:
     """A model, as objectives see it."""
 
     model: PreTrainedModel
+    rows: SharedRows | None = None
+    """How several ranks share a packed row; None where this one computes it alone."""
+    root: nn.Module | None = None
+    """What every question goes through where the parameters are in shards."""
 
     def token_nll(self, batch: Batch, *, smoothing: float = 0.0, noise: float = 0.0) -> Tensor:
         """-log p of each labelled token.
@@ -51,16 +56,24 @@ class View:
         Returns:
             (N,) float32 nats.
         """
-        with _noise(self.model, batch, noise):
-            if self.model.config.model_type in PLAIN_HEADS:
-                wanted = self.hidden(batch)[batch.rows]  # (N, D)
-                head: Any = self.model.get_output_embeddings()
-                weight = head.weight.to(wanted.dtype)
-                return token_nll(wanted, weight, batch.targets, smoothing=smoothing)
-            logits = self.model(**_inputs(batch), logits_to_keep=batch.rows).logits[0]  # (N, V)
-        return F.cross_entropy(
-            logits.float(), batch.targets, reduction="none", label_smoothing=smoothing
-        )
+        shared = None if self.rows is None else self.rows.row(batch)
+        with _noise(self.model, batch, noise, shared):
+            return self._ask(self._token_nll, batch, smoothing, shared)
+
+    def _token_nll(self, batch: Batch, smoothing: float, shared: SharedRow | None) -> Tensor:
+        rows, targets = batch.rows, batch.targets
+        if shared is not None:
+            which, rows = shared.labelled
+            targets = targets[which]
+        inputs = _inputs(batch, shared)
+        if self.model.config.model_type in PLAIN_HEADS:
+            wanted = self.model.get_decoder()(**inputs).last_hidden_state[0][rows]  # (N, D)
+            head: Any = self.model.get_output_embeddings()
+            nll = token_nll(wanted, head.weight.to(wanted.dtype), targets, smoothing=smoothing)
+        else:
+            logits = self.model(**inputs, logits_to_keep=rows).logits[0].float()  # (N, V)
+            nll = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+        return nll if shared is None else shared.all_labelled(nll)
 
     def token_logps(self, batch: Batch) -> Tensor:
         """Log p of each labelled token: (N,) float32."""
@@ -72,7 +85,15 @@ class View:
 
     def hidden(self, batch: Batch) -> Tensor:
         """(T, D) the states that the head reads."""
-        return self.model.get_decoder()(**_inputs(batch)).last_hidden_state[0]
+        shared = None if self.rows is None else self.rows.row(batch)
+        return self._ask(self._hidden, batch, shared)
+
+    def _hidden(self, batch: Batch, shared: SharedRow | None) -> Tensor:
+        states = self.model.get_decoder()(**_inputs(batch, shared)).last_hidden_state[0]
+        return states if shared is None else shared.all_tokens(states)
+
+    def _ask(self, question: Callable[..., Tensor], *about: object) -> Tensor:
+        return question(*about) if self.root is None else self.root(question, *about)
 
     def last_states(self, batch: Batch) -> Tensor:
         """(S, D) the state of each document's last token."""
@@ -94,19 +115,25 @@ class View:
             self.model.train(was_training)
 
 
-def _inputs(batch: Batch) -> dict[str, Any]:
+def _inputs(batch: Batch, shared: SharedRow | None) -> dict[str, Any]:
+    ids, positions = batch.ids, batch.positions
+    if shared is not None:
+        ids, positions = ids[shared.tokens], positions[shared.tokens]
     return {
-        "input_ids": batch.ids[None],
-        "position_ids": batch.positions[None],
+        "input_ids": ids[None],
+        "position_ids": positions[None],
         "use_cache": False,
         "bounds": batch.bounds,
         "cu_seqlens": batch.cu_seqlens,
         "max_seqlen": batch.max_seqlen,
+        "shared": None if shared is None else shared.attend,
     }
 
 
 @contextmanager
-def _noise(model: PreTrainedModel, batch: Batch, alpha: float) -> Generator[None]:
+def _noise(
+    model: PreTrainedModel, batch: Batch, alpha: float, shared: SharedRow | None
+) -> Generator[None]:
     """Uniform noise on the embeddings, as strong as alpha / sqrt(L D) for a document of L tokens.
 
     Source: Jain et al. 2023, arXiv:2310.05914, algorithm 1.
@@ -119,7 +146,10 @@ def _noise(model: PreTrainedModel, batch: Batch, alpha: float) -> Generator[None
     def add(_: object, __: object, embedded: Tensor) -> Tensor:
         strength = alpha / (lengths * embedded.shape[-1]).float().sqrt()
         strength = strength.repeat_interleave(lengths)[None, :, None].to(embedded.dtype)
-        return embedded + (torch.rand_like(embedded) * 2 - 1) * strength
+        like = {"dtype": embedded.dtype, "device": embedded.device}
+        noise = torch.rand(1, batch.num_tokens, embedded.shape[-1], **like) * 2 - 1
+        noise = noise * strength  # (1, T, D), the same on all ranks of the row
+        return embedded + (noise if shared is None else noise[:, shared.tokens])
 
     hook = model.get_input_embeddings().register_forward_hook(add)
     try:

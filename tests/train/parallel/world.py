@@ -1,5 +1,6 @@
 """A few gloo processes for a test module: started once, they run what they are given and answer."""
 
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,8 @@ def _serve(rank: int, size: int, folder: Path, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
 
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", rank)):
+        os.environ[name] = str(value)  # noqa: TID251 - what a launcher does
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
     while (call := pipe.recv()) is not None:
