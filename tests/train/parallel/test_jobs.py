@@ -122,6 +122,7 @@ def started(tiny: Path, folder: Path, **changes: Any) -> TrainJob:
     )
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's own logs
 def test_gpus_starts_processes_and_hands_on_what_they_report(tiny: Path, tmp_path: Path) -> None:
     told: list[events.Event] = []
     result = run(started(tiny, tmp_path, max_steps=3), told.append)
@@ -130,6 +131,7 @@ def test_gpus_starts_processes_and_hands_on_what_they_report(tiny: Path, tmp_pat
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's own logs
 def test_a_rank_s_error_is_the_job_s(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sequence_parallel 3 does not divide 2 ranks"):
         run(started(tiny, tmp_path, sequence_parallel=3), events.ignore)
