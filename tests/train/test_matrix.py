@@ -20,7 +20,7 @@ COLORS = ("red", "blue", "green", "white")
 
 def record(kind: Kind, n: int) -> dict[str, Any]:
     """A record of a kind of sample, short enough to be learned by heart."""
-    color, other = COLORS[n % 4], COLORS[(n + 1) % 4]
+    color, other = COLORS[n % 4], "dark"
     messages = [{"role": "user", "content": f"which lamp {n}"}]
     answer = {"role": "assistant", "content": f"the {color} lamp"}
     worse = {"role": "assistant", "content": f"the {other} lamp"}
@@ -28,7 +28,7 @@ def record(kind: Kind, n: int) -> dict[str, Any]:
         case "text":
             return {"text": f"lamp {n} is {color}"}
         case "dialogue" | "prompt":
-            return {"messages": [*messages, answer]}
+            return {"messages": [*messages, answer], "label": color}
         case "preference":
             return {"messages": [*messages, answer], "rejected": [[worse]]}
         case "unpaired":
@@ -69,7 +69,7 @@ def job(objective: str, tuner: str, tiny: Path, folder: Path, **changes: Any) ->
         "output": str(folder / "out"), "objective": {"kind": objective}, "tuner": {"kind": tuner},
         "device": "cpu", "dtype": "fp32", "workers": 1, "threads": 1, "seed": 1,
         "max_length": 128, "accumulate": 2, "max_steps": 8,
-        "optim": {"lr": 0.02 if "lr" not in changes else changes.pop("lr"), "warmup": 0},
+        "optim": {"lr": changes.pop("lr", 0.005 if tuner == "full" else 0.02), "warmup": 0},
     }  # fmt: skip
     return jobfile.parse(TrainJob, wanted | changes)
 

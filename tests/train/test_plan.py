@@ -13,7 +13,10 @@ GIB = 2**30
 
 
 def job(**changes: object) -> TrainJob:
-    base = {"model": "internlm3-8b", "data": {"dataset": ["alpaca-en"]}, "output": "out"}
+    base = {
+        "model": "internlm3-8b", "data": {"dataset": ["alpaca-en"]}, "output": "out",
+        "activation_checkpointing": "none",
+    }  # fmt: skip
     return jobfile.parse(TrainJob, base | changes)
 
 
@@ -33,9 +36,18 @@ def test_memory_is_near_what_was_measured_on_an_h100() -> None:
 def test_four_bits_and_recomputing_save_memory() -> None:
     plain = plan(job(dtype="bf16")).memory_bytes
     four_bits = plan(job(dtype="bf16", tuner={"kind": "qlora"})).memory_bytes
-    recomputing = plan(job(dtype="bf16", activation_checkpointing=True)).memory_bytes
+    recomputing = plan(job(dtype="bf16", activation_checkpointing="full")).memory_bytes
     assert four_bits < plain - 9 * GIB
     assert recomputing < plain - 10 * GIB
+
+
+def test_what_fits_decides_what_is_recomputed() -> None:
+    small = plan(job(activation_checkpointing="auto", device="cpu", max_length=16, model="starter"))
+    large = plan(
+        job(activation_checkpointing="auto", device="cpu", max_length=32768, batch_size=64)
+    )
+    assert small.lines["activations"].startswith("none:")
+    assert large.lines["activations"].startswith("full:")
 
 
 def test_a_job_too_large_for_its_device_is_told() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dialoop.core.errors import MachineError, UserError
@@ -16,11 +17,26 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """A text, or a pair of texts, as encoders read it: `[CLS] text [SEP]`, say."""
+
+    ids: list[int]
+    second: int
+    """Where the second text begins; 0 where there is none."""
+    tail: int
+    """Tokens that close it, behind the last text."""
+
+
 class Backend(Protocol):
     """What `Tokenizer` asks of the thing that knows the vocabulary."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids; added tokens in the text are recognised, none is put in."""
+        ...
+
+    def frame(self, first: str, second: str | None) -> Framed:
+        """Token ids with the special tokens that the checkpoint puts around texts."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
@@ -85,6 +101,14 @@ class FastBackend:
     def encode(self, text: str) -> list[int]:
         """Token ids of the text alone: no template of the post-processor applies."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def frame(self, first: str, second: str | None) -> Framed:
+        """Token ids with what the post-processor's template puts around the texts."""
+        encoded = self._tokenizer.encode(first, second)
+        owners: list[int | None] = encoded.sequence_ids
+        last = 0 if second is None else 1
+        tail = next((n for n, owner in enumerate(reversed(owners)) if owner == last), 0)
+        return Framed(encoded.ids, owners.index(1) if 1 in owners else 0, tail)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """Text of the ids."""
@@ -165,6 +189,13 @@ class SentencePieceBackend:
                 out += self._model.encode(piece)
         return out
 
+    def frame(self, first: str, second: str | None) -> Framed:
+        """Token ids behind the bos token, where the checkpoint puts one."""
+        ids = [self._model.bos_id(), *self.encode(first)] if self.adds_bos else self.encode(first)
+        return (
+            Framed(ids, 0, 0) if second is None else Framed(ids + self.encode(second), len(ids), 0)
+        )
+
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """Text of the ids."""
         out: list[str] = []
@@ -236,6 +267,14 @@ class CheckpointBackend:
     def encode(self, text: str) -> list[int]:
         """Token ids."""
         return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def frame(self, first: str, second: str | None) -> Framed:
+        """Token ids with the special tokens that transformers adds."""
+        ids: list[int] = self._tokenizer(first, second).input_ids
+        is_special = self._tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+        tail = next((n for n, special in enumerate(reversed(is_special)) if not special), 0)
+        start = 0 if second is None else len(self._tokenizer(first).input_ids)
+        return Framed(ids, start, tail)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """Text of the ids."""

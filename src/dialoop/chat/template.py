@@ -45,6 +45,10 @@ class Row:
     """(T,) int32."""
     weights: np.ndarray
     """(T,) float32: the loss weight of predicting `ids[i]` from the ids before it; 0 is no loss."""
+    second: int = 0
+    """Where a second text begins, for models that tell two texts apart; 0 where there is one."""
+    tail: int = 0
+    """Tokens at the end that close the text and stay when it is cut."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -197,6 +201,53 @@ class Template:
         weights[:1] = 0
         return Row(np.asarray(ids, np.int32), weights)
 
+    def framed_row(self, first: str, second: str | None = None) -> Row:
+        """A row of a text, or of two, that is read whole: nothing in it is predicted.
+
+        Args:
+            first: a text; a query where there are two.
+            second: what stands behind it, such as a passage.
+        """
+        framed = self.tokenizer.frame(first, second)
+        return _read_row(framed.ids, framed.second, framed.tail)
+
+    def dialogue_row(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Row:
+        """A row of a whole dialogue, with its last answer, that is read and not predicted.
+
+        Raises:
+            UserError: the template refuses the messages.
+        """
+        text = self._render(messages, tools, False)
+        _, _, after = text.rpartition(messages[-1].text.strip())
+        return _read_row(self.tokenizer.encode(text), 0, len(self.tokenizer.encode_after(after)))
+
+    def choice_row(self, messages: Sequence[Message], opening: str, choices: Sequence[str]) -> Row:
+        """A row of a prompt whose answer begins with one of several words.
+
+        The first token of each choice stands behind the prompt with weight 1; what is meant is how
+        likely each of them is right behind the prompt.
+
+        Args:
+            messages: the dialogue, ending with the user.
+            opening: text that begins the answer, before the choice.
+            choices: words that differ in their first token.
+
+        Raises:
+            UserError: two choices begin with the same token.
+        """
+        prompt = self.prompt(messages) + opening
+        first = [self.tokenizer.encode_after(word)[0] for word in choices]
+        if len(set(first)) < len(first):
+            raise UserError(
+                f"the words {' and '.join(choices)} begin with the same token of this model",
+                hint="choose other words",
+            )
+        _, _, after = prompt.rpartition(messages[-1].text.strip())
+        ids = self.tokenizer.encode(prompt)
+        row = _read_row(ids + first, 0, len(self.tokenizer.encode_after(after)) + len(first))
+        row.weights[len(ids) :] = 1
+        return row
+
     def verify(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> None:
         """Check that the answers, and each of them whole, are what a dialogue's rows train.
 
@@ -316,6 +367,10 @@ def _row(ids: list[int], weights: list[float]) -> list[Row]:
     if not any(weights):
         return []
     return [Row(np.asarray(ids, np.int32), np.asarray(weights, np.float32))]
+
+
+def _read_row(ids: list[int], second: int, tail: int) -> Row:
+    return Row(np.asarray(ids, np.int32), np.zeros(len(ids), np.float32), second, tail)
 
 
 def _spelt(item: Message) -> Json:

@@ -10,6 +10,7 @@ from dialoop.chat.backends import (
     Backend,
     CheckpointBackend,
     FastBackend,
+    Framed,
     SentencePieceBackend,
     read_json,
 )
@@ -83,6 +84,13 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text; special tokens in it are recognised, none is added."""
         return self.backend.encode(text)
+
+    def frame(self, first: str, second: str | None = None) -> Framed:
+        """Ids of a text, or of two, with the special tokens that the checkpoint puts around them.
+
+        The same as calling transformers' tokenizer with these texts.
+        """
+        return self.backend.frame(first, second)
 
     def encode_after(self, text: str) -> list[int]:
         """Ids of text that goes on from other text: no space is put before its first word."""

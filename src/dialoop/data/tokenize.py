@@ -8,7 +8,7 @@ import multiprocessing
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -39,7 +39,7 @@ CHUNK = 128
 """Samples that a worker takes at once."""
 FEW = 4 * CHUNK
 """Up to here starting workers takes longer than the work."""
-LAYOUT = 2
+LAYOUT = 3
 """Version of the files below; another version is made anew."""
 
 
@@ -83,6 +83,7 @@ class TokenRows:
         """(n,) tokens of each row."""
         self._ids = _mapped(folder / "ids.i32", np.int32)
         self._weights = _mapped(folder / "weights.f32", np.float32)
+        self._seconds = np.fromfile(folder / "seconds.i32", np.int32)
         self._units = np.fromfile(folder / "units.i64", np.int64)
         self._values = np.fromfile(folder / "values.f32", np.float32)
         self.unit_lengths: np.ndarray = np.diff(self._starts[self._units])
@@ -108,7 +109,7 @@ class TokenRows:
     def row(self, number: int) -> Row:
         """One row; its arrays are read-only views of the file."""
         part = slice(self._starts[number], self._starts[number + 1])
-        return Row(self._ids[part], self._weights[part])
+        return Row(self._ids[part], self._weights[part], int(self._seconds[number]))
 
     @property
     def num_units(self) -> int:
@@ -200,6 +201,7 @@ class _Writer:
         self._folder, self._digest = folder, digest
         self._starts = [0]
         self._units = [0]
+        self._seconds: list[int] = []
         self._values: list[float] = []
         self._num_targets = 0
         self._truncated = self._split = 0
@@ -230,6 +232,7 @@ class _Writer:
             row.ids.tofile(self._ids)
             row.weights.tofile(self._weights)
             self._starts.append(self._starts[-1] + len(row))
+            self._seconds.append(row.second)
             self._num_targets += int(np.count_nonzero(row.weights))
         self._units.append(self.num_rows)
         self._values.append(unit.value)
@@ -241,6 +244,7 @@ class _Writer:
             return
         np.asarray(self._starts, np.int64).tofile(self._folder / "starts.i64")
         np.asarray(self._units, np.int64).tofile(self._folder / "units.i64")
+        np.asarray(self._seconds, np.int32).tofile(self._folder / "seconds.i32")
         np.asarray(self._values, np.float32).tofile(self._folder / "values.f32")
         facts = {
             "counts": {
@@ -328,9 +332,23 @@ def _tokenize(sample: Sample, work: _Work) -> _Done:
 
 
 def _truncated(unit: Unit, length: int) -> list[Unit]:
-    """The unit with its rows cut off; nothing when a row has no target left."""
-    rows = tuple(_cut(row, length)[0] for row in unit.rows)
-    return [Unit(rows, unit.value)] if all(row.weights.any() for row in rows) else []
+    """The unit with its rows cut off; nothing when a row loses all that it is there for."""
+    rows = tuple(shortened(row, length) for row in unit.rows)
+    whole = zip(rows, unit.rows, strict=True)
+    return [Unit(rows, unit.value)] if all(_has_use(row, before) for row, before in whole) else []
+
+
+def shortened(row: Row, length: int) -> Row:
+    """A row without what is too much before the tokens that close it."""
+    if not row.tail or len(row) <= length:
+        return replace(_cut(row, length)[0], second=row.second)
+    kept = np.r_[: max(0, length - row.tail), len(row) - row.tail : len(row)]
+    return replace(row, ids=row.ids[kept], weights=row.weights[kept])
+
+
+def _has_use(row: Row, before: Row) -> bool:
+    has_texts = row.second < len(row) - row.tail
+    return has_texts and bool(row.weights.any() or not before.weights.any())
 
 
 def _split(unit: Unit, length: int) -> list[Unit]:

@@ -55,6 +55,33 @@ class JobKind:
         return _load(self.plan) if self.plan else None
 
 
+_OBJECTIVES = {
+    "sft": "tune a model on dialogues",
+    "pt": "go on pre-training a model on text",
+    "dpo": "prefer chosen answers to rejected ones",
+    "kto": "raise wanted answers and lower unwanted ones, judged one by one",
+    "orpo": "imitate chosen answers and lower the odds of rejected ones",
+    "simpo": "prefer chosen answers by a margin, without a reference model",
+    "cpo": "prefer chosen answers while imitating them",
+    "rm": "score answers: a reward model from preferences",
+    "embed": "embed texts: near vectors for queries and their passages",
+    "rerank": "score passages together with their query",
+    "classify": "tell which label a text has",
+}
+"""What each training verb does; the verb is its objective's kind."""
+
+
+def _train(kind: str, summary: str) -> JobKind:
+    return JobKind(
+        spec="dialoop.train.spec:TrainJob",
+        run="dialoop.train.run:run",
+        plan="dialoop.train.plan:plan",
+        summary=summary,
+        group="Train",
+        preset={"objective": {"kind": kind}},
+    )
+
+
 CATALOG: dict[str, JobKind] = {
     "quickstart": JobKind(
         spec="dialoop.quickstart.spec:QuickstartJob",
@@ -102,62 +129,7 @@ CATALOG: dict[str, JobKind] = {
         group="Data and models",
         positional="name",
     ),
-    "sft": JobKind(
-        spec="dialoop.train.spec:TrainJob",
-        run="dialoop.train.run:run",
-        plan="dialoop.train.plan:plan",
-        summary="tune a model on dialogues",
-        group="Train",
-        preset={"objective": {"kind": "sft"}},
-    ),
-    "pt": JobKind(
-        spec="dialoop.train.spec:TrainJob",
-        run="dialoop.train.run:run",
-        plan="dialoop.train.plan:plan",
-        summary="go on pre-training a model on text",
-        group="Train",
-        preset={"objective": {"kind": "pt"}},
-    ),
-    "dpo": JobKind(
-        spec="dialoop.train.spec:TrainJob",
-        run="dialoop.train.run:run",
-        plan="dialoop.train.plan:plan",
-        summary="prefer chosen answers to rejected ones",
-        group="Train",
-        preset={"objective": {"kind": "dpo"}},
-    ),
-    "kto": JobKind(
-        spec="dialoop.train.spec:TrainJob",
-        run="dialoop.train.run:run",
-        plan="dialoop.train.plan:plan",
-        summary="raise wanted answers and lower unwanted ones, judged one by one",
-        group="Train",
-        preset={"objective": {"kind": "kto"}},
-    ),
-    "orpo": JobKind(
-        spec="dialoop.train.spec:TrainJob",
-        run="dialoop.train.run:run",
-        plan="dialoop.train.plan:plan",
-        summary="imitate chosen answers and lower the odds of rejected ones",
-        group="Train",
-        preset={"objective": {"kind": "orpo"}},
-    ),
-    "simpo": JobKind(
-        spec="dialoop.train.spec:TrainJob",
-        run="dialoop.train.run:run",
-        plan="dialoop.train.plan:plan",
-        summary="prefer chosen answers by a margin, without a reference model",
-        group="Train",
-        preset={"objective": {"kind": "simpo"}},
-    ),
-    "cpo": JobKind(
-        spec="dialoop.train.spec:TrainJob",
-        run="dialoop.train.run:run",
-        plan="dialoop.train.plan:plan",
-        summary="prefer chosen answers while imitating them",
-        group="Train",
-        preset={"objective": {"kind": "cpo"}},
-    ),
+    **{kind: _train(kind, summary) for kind, summary in _OBJECTIVES.items()},
     "merge": JobKind(
         spec="dialoop.models.spec:MergeJob",
         run="dialoop.models.merge:run",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dialoop.core.errors import MachineError, UserError
-from dialoop.models import checkpoint
+from dialoop.models import checkpoint, heads, rope
 from dialoop.models.families import register_all
 from dialoop.models.lineage import base_fingerprint
 from dialoop.models.sources import cached
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.core.device import Device
+    from dialoop.models.heads import Head
     from dialoop.models.spec import Dtype
 
 Quantization = Literal["nf4"]
+_MODELS = {"tokens": "a language model", "score": "a model that scores", "none": "an encoder"}
 
 
 def load_model(
@@ -29,8 +31,10 @@ def load_model(
     dtype: Dtype = "auto",
     quantization: Quantization | None = None,
     attention: str | None = None,
+    head: Head = "tokens",
+    num_scores: int | None = None,
 ) -> PreTrainedModel:
-    """A causal language model from a checkpoint folder, in evaluation mode.
+    """A model from a checkpoint folder, in evaluation mode; a causal language model by default.
 
     Args:
         folder: a model, or an adapter whose base model is on this machine.
@@ -38,32 +42,43 @@ def load_model(
         dtype: of the weights; `auto` is bf16 where the device is fast at it, else fp32.
         quantization: `nf4` keeps the linear layers in 4 bits and computes in `dtype`.
         attention: one of transformers' implementations; None lets transformers choose.
+        head: what the model ends in: tokens, a score, or none, which gives hidden states.
+        num_scores: how many scores a new head gives, where the checkpoint has none of that width;
+            None takes only the checkpoint's own.
 
     Raises:
-        UserError: the checkpoint is damaged or of an unknown family, or the adapter is for
-            another base.
+        UserError: the checkpoint is damaged, of an unknown family, or ends in something else, or
+            the adapter is for another base.
         MachineError: the weights do not fit, or a package is missing.
     """
     if not folder.is_dir():
         raise UserError(
             f"`{folder}` is no folder", hint="give a checkpoint folder; `dialoop models pull NAME`"
         )
+    if head == "tokens" or (head == "score" and num_scores is None):
+        heads.refuse_other(folder, head)
     if checkpoint.is_adapter(folder):
+        heads.refuse_other(folder, head)
         model = load_model(
             base_of(folder),
             device=device,
             dtype=dtype,
             quantization=quantization,
             attention=attention,
+            head=head,
+            num_scores=heads.num_scores(folder) if head == "score" else None,
         )
+        rope.load(model, folder)
         attach_adapter(model, folder)
         return model
     checkpoint.check(folder)
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     kind = torch_dtype(dtype, device)
     if quantization == "nf4":
-        options |= {"quantization_config": _nf4(kind), "device_map": {"": device.torch_name}}
-    model = _from_pretrained(folder, kind, options)
+        options |= {"quantization_config": _nf4(kind, head), "device_map": {"": device.torch_name}}
+    if num_scores is not None:
+        options |= {"num_labels": num_scores}
+    model = _from_pretrained(folder, kind, head, options)
     if quantization is None:
         model = _to_device(model, device)
     return model.eval()
@@ -129,15 +144,32 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
     lora.load(model, folder)
 
 
-def _from_pretrained(folder: Path, kind: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _from_pretrained(
+    folder: Path, kind: torch.dtype, head: Head, options: dict[str, Any]
+) -> PreTrainedModel:
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
     from transformers.utils import logging
+
+    classes: dict[Head, Any] = {
+        "tokens": AutoModelForCausalLM,
+        "score": AutoModelForSequenceClassification,
+        "none": AutoModel,
+    }
+    is_new = "num_labels" in options
+    sized = {"num_labels": options.pop("num_labels")} if is_new else {}
 
     logging.disable_progress_bar()  # progress is events; a second bar would tear the first
     register_all()
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is refused below, in words
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **sized)
+        loaded: Any = classes[head].from_pretrained(
             folder,
             config=config,
             dtype=kind,
@@ -150,18 +182,27 @@ def _from_pretrained(folder: Path, kind: torch.dtype, options: dict[str, Any]) -
     except (ValueError, KeyError) as error:
         family = checkpoint.read_json(folder / "config.json").get("model_type")
         raise UserError(
-            f"`{folder}`: transformers cannot load a `{family}` as a language model: {error}",
-            hint="use a decoder-only checkpoint that the installed transformers knows",
+            f"`{folder}`: transformers cannot load a `{family}` as {_MODELS[head]}: {error}",
+            hint="use a checkpoint of a family that the installed transformers knows",
         ) from error
     except MemoryError as error:
         raise _no_memory(folder) from error
+    finally:
+        logging.set_verbosity(told)
     model, report = loaded
-    _refuse_gaps(folder, report)
+    _refuse_gaps(folder, report, may_lack_head=is_new or head == "none")
     return model
 
 
-def _refuse_gaps(folder: Path, report: dict[str, Any]) -> None:
+def _refuse_gaps(folder: Path, report: dict[str, Any], *, may_lack_head: bool) -> None:
     """A model with weights drawn at random in place of missing ones must not be used."""
+    if may_lack_head:
+        report = {
+            "mismatched_keys": [
+                k for k in report["mismatched_keys"] if not heads.is_score_key(k[0])
+            ],
+            "missing_keys": [k for k in report["missing_keys"] if not heads.is_score_key(k)],
+        }
     if wrong := sorted(report["mismatched_keys"]):
         name, found, expected = wrong[0]
         raise UserError(
@@ -193,7 +234,7 @@ def _no_memory(folder: Path) -> MachineError:
     )
 
 
-def _nf4(compute: torch.dtype) -> Any:
+def _nf4(compute: torch.dtype, head: Head) -> Any:
     from transformers import BitsAndBytesConfig
 
     for package in ("bitsandbytes", "accelerate"):
@@ -207,4 +248,5 @@ def _nf4(compute: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=["score", "classifier"] if head == "score" else None,
     )

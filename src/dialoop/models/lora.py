@@ -57,6 +57,10 @@ class LoraConfig:
     alpha_pattern: dict[str, float] = field(default_factory=dict[str, float])
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) in place of alpha / rank."""
+    modules_to_save: tuple[str, ...] = ()
+    """Last names of modules that are trained whole and saved with the adapter, such as a head."""
+    task_type: str = "CAUSAL_LM"
+    """What the model does, in PEFT's words."""
 
     def shape(self, name: str) -> tuple[int, float]:
         """Rank and scale of one layer."""
@@ -128,6 +132,12 @@ def layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
 
 
+def saved_modules(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
+    """The modules that are trained whole, by their path in the model."""
+    wanted = config.modules_to_save
+    return {n: m for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in wanted}
+
+
 @contextmanager
 def disabled(model: nn.Module) -> Generator[None]:
     """Within this, the model answers as its base does.
@@ -185,8 +195,13 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> None
     if layers(model):
         raise UserError("the model carries an adapter already", hint="merge it first")
     model.requires_grad_(requires_grad=False)
+    whole = saved_modules(model, config)
+    for module in whole.values():
+        module.float().requires_grad_(requires_grad=True)
     generator = torch.Generator().manual_seed(seed)
     for name in target_names(model, config.targets):
+        if any(name == path or name.startswith(f"{path}.") for path in whole):
+            continue
         rank, scale = config.shape(name)
         layer = LoraLinear(model.get_submodule(name), rank, scale, config.dropout)
         layer.reset(generator)
@@ -209,11 +224,14 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
         for name, layer in found.items()
         for side in ("A", "B")
     }
+    for path, module in saved_modules(model, config).items():
+        for name, value in module.state_dict().items():
+            tensors[f"{_PREFIX}{path}.{name}"] = value.detach().cpu().contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     make_readable(folder)
     description = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": config.task_type,
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": config.rank,
@@ -227,7 +245,7 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": list(config.modules_to_save) or None,
     }
     write_text(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
 
@@ -253,6 +271,8 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
         rank_pattern=raw.get("rank_pattern") or {},
         alpha_pattern=raw.get("alpha_pattern") or {},
         use_rslora=raw.get("use_rslora", False),
+        modules_to_save=tuple(raw.get("modules_to_save") or ()),
+        task_type=raw.get("task_type") or "CAUSAL_LM",
     )
     return config, raw.get("base_model_name_or_path") or ""
 
@@ -266,7 +286,9 @@ def load(model: PreTrainedModel, folder: Path) -> LoraConfig:
         UserError: a file is damaged, or the adapter was made for another base model.
     """
     config, _ = read_config(folder)
-    for name, (a, b) in _saved_layers(folder).items():
+    tensors = _saved_tensors(folder)
+    _load_whole(model, config, tensors, folder)
+    for name, (a, b) in _saved_layers(tensors, folder).items():
         base = _linear_at(model, name, folder)
         wide, narrow = base.in_features, base.out_features
         if a.shape[1] != wide or b.shape[0] != narrow:
@@ -284,14 +306,34 @@ def load(model: PreTrainedModel, folder: Path) -> LoraConfig:
     return config
 
 
-def _saved_layers(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def _saved_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot read the adapter `{path}`: {error}", hint="copy it again from its source"
         ) from error
+
+
+def _load_whole(
+    model: nn.Module, config: LoraConfig, tensors: dict[str, Tensor], folder: Path
+) -> None:
+    """Take the weights of modules that were trained whole out of `tensors` into the model."""
+    for path, module in saved_modules(model, config).items():
+        module.float()
+        for name, value in module.state_dict().items():
+            saved = tensors.pop(f"{_PREFIX}{path}.{name}", None)
+            if saved is None or saved.shape != value.shape:
+                raise UserError(
+                    f"adapter `{folder}` lacks `{path}.{name}` of shape {tuple(value.shape)}",
+                    hint="give the base model that the adapter was trained on",
+                )
+            value.copy_(saved)
+
+
+def _saved_layers(tensors: dict[str, Tensor], folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    path = folder / WEIGHTS_FILE
     names = [k.removesuffix(".lora_A.weight") for k in tensors if k.endswith(".lora_A.weight")]
     if 2 * len(names) != len(tensors):
         other = [k for k in tensors if not k.endswith((".lora_A.weight", ".lora_B.weight"))]
@@ -321,7 +363,7 @@ def _linear_at(model: nn.Module, name: str, folder: Path) -> nn.Linear:
 def _refuse_unknown(raw: dict[str, Any], path: Path) -> None:
     if raw.get("peft_type") != "LORA":
         raise UserError(f"`{path}`: adapters of type {raw.get('peft_type')!r} are not supported")
-    for name in ("use_dora", "modules_to_save", "layer_replication", "lora_bias", "fan_in_fan_out"):
+    for name in ("use_dora", "layer_replication", "lora_bias", "fan_in_fan_out"):
         if raw.get(name):
             raise UserError(f"`{path}`: an adapter with `{name}` is not supported")
 

@@ -16,7 +16,7 @@ from dialoop.core.device import find
 from dialoop.core.errors import DialoopError, UserError
 from dialoop.core.events import Artifact, Progress, Stage
 from dialoop.core.files import new_folder, refuse_file, sha256
-from dialoop.models import checkpoint, lineage, sources
+from dialoop.models import checkpoint, embeddings, heads, lineage, sources
 from dialoop.models.families import write_remote_code
 from dialoop.models.load import attach_adapter, base_of, load_model
 from dialoop.models.save import make_readable
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-    "generation_config.json", "LICENSE*", "NOTICE*",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "sentencepiece.bpe.model",
+    "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 """What a checkpoint needs beside its weights, taken from the base unless the adapter has it."""
 PROMPTS = (
@@ -72,7 +72,9 @@ def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
     dtype = checkpoint_dtype(base)
     device = find(job.device)
     emit(Stage("load the base model and its adapter"))
-    model = load_model(base, device=device, dtype=dtype)
+    head = heads.head_of(adapter)
+    num_scores = heads.num_scores(adapter) if head == "score" else None
+    model = load_model(base, device=device, dtype=dtype, head=head, num_scores=num_scores)
     attach_adapter(model, adapter)
     rows = _rows(base)
     before = [_logits(model, row) for row in rows]
@@ -86,7 +88,7 @@ def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
         complete(folder, base=base, adapter=adapter)
         del model
         emit(Stage("check what was written"))
-        written = load_model(folder, device=device, dtype=dtype)
+        written = load_model(folder, device=device, dtype=dtype, head=head)
         _check_written(after, [_logits(written, row) for row in rows])
     emit(Artifact("model", str(job.output)))
     return result
@@ -114,6 +116,9 @@ def merge_layers(model: PreTrainedModel, emit: Callable[[Event], None]) -> int:
 
 def complete(folder: Path, *, base: Path, adapter: Path) -> None:
     """Put beside merged weights what else a checkpoint needs."""
+    for file in (name for name in embeddings.FILES if (adapter / name).is_file()):
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(adapter / file, folder / file)
     for source in (base, adapter):
         for pattern in COMPANIONS:
             for file in source.glob(pattern):
@@ -145,11 +150,12 @@ def _rows(base: Path) -> list[list[int]]:
 
 
 def _logits(model: PreTrainedModel, row: list[int]) -> torch.Tensor:
-    """(T, V) float32 on the CPU."""
+    """(T, V) float32 on the CPU; (1, labels) of a model that scores, (T, D) of one without head."""
     import torch
 
     with torch.no_grad():
-        return model(torch.tensor([row], device=model.device)).logits[0].float().cpu()
+        out = model(torch.tensor([row], device=model.device), return_dict=True)[0][0]
+    return out.float().cpu().reshape(-1, out.shape[-1])
 
 
 def _check_written(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:

@@ -58,7 +58,7 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 CONFIG: dict[str, Any] = {
-    "architectures": [internlm3.ARCHITECTURE],
+    "architectures": [internlm3.ARCHITECTURES[0]],
     "model_type": internlm3.MODEL_TYPE,
     "vocab_size": 49152,
     "hidden_size": 576,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -41,7 +42,7 @@ class Adapter(Tuner, frozen=True):
         """Freeze the model and put fresh adapters on it."""
         from dialoop.models import lora
 
-        lora.attach(model, self.config(), seed=seed)
+        lora.attach(model, self._config_for(model), seed=seed)
 
     @override
     def save(self, model: PreTrainedModel, folder: Path, base: str, dtype: str) -> None:
@@ -49,7 +50,17 @@ class Adapter(Tuner, frozen=True):
         from dialoop.models import lora
 
         del dtype
-        lora.save(model, self.config(), folder, base=base)
+        lora.save(model, self._config_for(model), folder, base=base)
+
+    def _config_for(self, model: PreTrainedModel) -> LoraConfig:
+        """With the layers that a model of scores trains whole."""
+        from dialoop.models import heads
+
+        return replace(
+            self.config(),
+            modules_to_save=heads.score_modules(model),
+            task_type=heads.TASK_TYPES[heads.kind_of(model)],
+        )
 
     def config(self) -> LoraConfig:
         """The same as the model package knows it."""

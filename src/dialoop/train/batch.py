@@ -64,9 +64,11 @@ class Batch:
     """(S,) int64: the unit of each document."""
     values: Tensor
     """(U,) float32: the number that belongs to each unit."""
+    segments: Tensor
+    """(T,) int64: 1 from where a document's second text begins, else 0."""
     step: Step = field(default_factory=lambda: Step(1.0, 1))
     place: int = 0
-    """Where this micro-batch begins in what the step surveyed."""
+    """Where the documents of this micro-batch begin in what the step surveyed."""
     reference: Tensor | None = None
     """(S,) float32: what the reference model gives each document, where that is known."""
 
@@ -84,6 +86,20 @@ class Batch:
     def num_units(self) -> int:
         """U."""
         return len(self.values)
+
+    @property
+    def ranks(self) -> Tensor:
+        """(S,) int64: the place of each document in its unit, from 0."""
+        places = torch.arange(len(self.units), device=self.units.device)
+        return places - torch.searchsorted(self.units, self.units)
+
+    @property
+    def owners(self) -> Tensor:
+        """(T,) int64: the document of each token."""
+        lengths = self.cu_seqlens.diff()
+        return torch.arange(len(lengths), device=lengths.device).repeat_interleave(
+            lengths, output_size=self.num_tokens
+        )
 
     @property
     def max_seqlen(self) -> int:
@@ -141,7 +157,7 @@ def collate(
         units: what to pack; each row has at least one token.
         device: where the tensors go.
         step: the totals of the whole optimiser step.
-        place: where these units begin in what the step surveyed.
+        place: where these units' rows begin in what the step surveyed.
         reference: (S,) float32, what the reference model gave their rows.
     """
     rows = [row for unit in units for row in unit.rows]
@@ -153,6 +169,7 @@ def collate(
     ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
     positions = np.concatenate([np.arange(n) for n in lengths])
     documents = np.repeat(np.arange(len(rows)), lengths)
+    segments = np.concatenate([(np.arange(len(r)) >= r.second) & (r.second > 0) for r in rows])
     owners = np.repeat(np.arange(len(units)), [len(unit.rows) for unit in units])
 
     def send(array: np.ndarray) -> Tensor:
@@ -169,6 +186,7 @@ def collate(
         documents=send(documents[labelled]),
         units=send(owners),
         values=send(np.asarray([unit.value for unit in units], np.float32)),
+        segments=send(segments.astype(np.int64)),
         step=step,
         place=place,
         reference=None if reference is None else send(reference.astype(np.float32)),

@@ -83,7 +83,7 @@ def save(
     with new_folder(path) as new:
         save_file(weights, new / "trained.safetensors")
         make_readable(new)
-        state = {"optimizer": described, "random": _random_state()}
+        state = {"optimizer": described, "random": random_state()}
         with (new / "state.pt").open("wb") as file:  # a file of ours: a full disk is told as such
             torch.save(state, file)
         (new / "position.json").write_text(json.dumps(asdict(at)), encoding="utf-8")
@@ -109,7 +109,7 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
         return as_part_of(like, tensor) if tensor.shape == like.shape else tensor
 
     optimizer.load_state_dict(_map_states(state["optimizer"], part))
-    _set_random_state(state["random"])
+    set_random_state(state["random"])
     return position
 
 
@@ -161,14 +161,16 @@ def _map_states(
     return described | {"state": states}
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Where the random numbers of this process stand, on the host and on its accelerators."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on from where `random_state` was taken."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -171,11 +171,13 @@ class Loop:
             first_weight=sum(label_weight(part, rows=1) for part in parts),
         )
         if self.objective.surveys:
+            state = checkpoint.random_state()
             step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
+            checkpoint.set_random_state(state)  # dropout falls on the same places again
         totals: dict[str, Tensor] = {}
         for turn in self.team.deal(len(group)):
             part, share = parts[turn.index], self.team.share(turn)
-            place = sum(map(len, parts[: turn.index]))
+            place = sum(len(unit.rows) for before in parts[: turn.index] for unit in before)
             references = units.references
             known = None if references is None else references.of(group[turn.index])
             batch = collate(part, self.device, step, place=place, reference=known)
@@ -201,7 +203,11 @@ class Loop:
             with self._computing():
                 surveyed = self.objective.survey(self.view, batch)
             found[-1 if turn.is_idle else turn.index] = surveyed
-        return self.team.assemble(found, [len(numbers) for numbers in group])
+        sizes = [
+            sum(len(self.objective.survey_unit(units, n).rows) for n in numbers)
+            for numbers in group
+        ]
+        return self.team.assemble(found, sizes)
 
     def _computing(self) -> torch.autocast:
         kind = self.autocast

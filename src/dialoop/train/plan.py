@@ -12,15 +12,25 @@ from dialoop.core import device as devices
 from dialoop.core.errors import MachineError
 from dialoop.models.facts import facts_of
 from dialoop.models.spec import DTYPE_BYTES
+from dialoop.train.activations import bytes_a_token
 from dialoop.train.spec import TrainPlan
 
 if TYPE_CHECKING:
     from dialoop.core.device import Device
     from dialoop.models.spec import ModelFacts
+    from dialoop.train.activations import Mode
     from dialoop.train.spec import TrainJob
 
 BYTES_A_TOKEN = 4
 """Bytes of a data file a token, JSON around it included; between 3 and 6 is usual."""
+MODES: dict[Mode, str] = {
+    "none": "all kept; fastest",
+    "selective": "matrix products and attention kept, the rest recomputed",
+    "full": "only each layer's input kept, layers recomputed; about a third slower",
+    "offload": "only each layer's input kept, in the host's memory",
+}
+SHARE_OF_MEMORY = 0.9
+"""What a prediction may use of the device; the rest is for the head's chunks and fragments."""
 SHARE_OF_PEAK = 0.5
 """What training reaches of a plain matrix product's rate; 0.4 to 0.7 was seen."""
 
@@ -29,9 +39,7 @@ def plan(job: TrainJob) -> TrainPlan:
     """Predict a job from the model's shape; the weights need not be on this machine.
 
     Memory is weights + gradients and AdamW's two moments of what is trained (12 bytes each) +
-    activations kept for the backward pass. The last is an estimate: per token and layer about 12
-    widths and 4 MLP widths in the compute type (one width with activation checkpointing), which
-    came within 5 % of what was measured on the InternLM3-8B shape.
+    activations kept for the backward pass (see `activations.bytes_a_token`).
 
     Raises:
         UserError: the model's name is unknown.
@@ -41,7 +49,8 @@ def plan(job: TrainJob) -> TrainPlan:
     compute = DTYPE_BYTES[place.dtype]
     trained = job.tuner.num_trained(facts)
     weights, states = job.tuner.weight_bytes(facts, compute), 12 * trained
-    activations = _activation_bytes(job, facts, compute)
+    room = place.device.memory_bytes if place.device else None
+    mode, activations = _activations(job, facts, compute, weights + states, room)
     memory = weights + states + activations
     row = job.batch_size * job.max_length
     lines = {
@@ -55,12 +64,12 @@ def plan(job: TrainJob) -> TrainPlan:
         f" {_gib(states)}, activations {_gib(activations)} (estimate)",
         "step": f"up to {row * job.accumulate:,} tokens: {job.accumulate} packed rows of {row:,}",
         "packing": "on: documents share rows without padding and do not see one another",
-        "recomputing": _switch(job),
+        "activations": f"{mode}: {MODES[mode]}",
         "schedule": f"{job.epochs:g} epochs, {job.optim.schedule},"
         f" peak rate {job.optim.lr or job.tuner.default_lr:g}",
         "data": f"{', '.join(job.data.dataset)}; validation {job.data.validation}",
         "output": str(job.output),
-        "time": _time(job, facts, place),
+        "time": _time(job, facts, place, mode),
     }
     return TrainPlan(
         lines=lines,
@@ -86,7 +95,7 @@ class Place:
             return self.lacks
         has = f"{self.device.name}, {_gib(self.device.memory_bytes)}, computing in {self.dtype}"
         if needed_bytes > self.device.memory_bytes:
-            return f"{has}: THE JOB MAY NOT FIT; lower max_length, or --activation_checkpointing"
+            return f"{has}: THE JOB MAY NOT FIT; lower max_length or batch_size"
         return has
 
 
@@ -101,14 +110,38 @@ def _place(job: TrainJob) -> Place:
     return Place(device, known)
 
 
-def _activation_bytes(job: TrainJob, facts: ModelFacts, compute: int) -> int:
-    per_layer = facts.hidden_size
-    if not job.activation_checkpointing:
-        per_layer = 12 * facts.hidden_size + 4 * facts.intermediate_size
-    return job.batch_size * job.max_length * facts.num_layers * per_layer * compute
+def choose_mode(job: TrainJob, facts: ModelFacts, device: Device, dtype: str) -> Mode:
+    """What a run keeps of its activations: as asked, or the fastest that is predicted to fit.
+
+    Args:
+        job: the run.
+        facts: its model's shape.
+        device: where it runs.
+        dtype: what it computes in.
+    """
+    compute = DTYPE_BYTES[dtype]
+    rest = job.tuner.weight_bytes(facts, compute) + 12 * job.tuner.num_trained(facts)
+    return _activations(job, facts, compute, rest, device.memory_bytes)[0]
 
 
-def _time(job: TrainJob, facts: ModelFacts, place: Place) -> str:
+def _activations(
+    job: TrainJob, facts: ModelFacts, compute: int, rest: int, room: int | None
+) -> tuple[Mode, int]:
+    """The mode, and the bytes of its activations; `rest` is what else lies on the device."""
+    tokens = job.batch_size * job.max_length * max(1, job.objective.num_rows)
+    needed: dict[Mode, int] = {m: tokens * bytes_a_token(m, facts, compute) for m in MODES}
+    if job.activation_checkpointing != "auto":
+        return job.activation_checkpointing, needed[job.activation_checkpointing]
+    is_cpu = devices.by_number(job.device).startswith("cpu")
+    usable: list[Mode] = [mode for mode in MODES if mode != "offload" or not is_cpu]
+    fits: list[Mode] = [
+        m for m in usable if room is None or rest + needed[m] <= SHARE_OF_MEMORY * room
+    ]
+    chosen = fits[0] if fits else usable[-1]
+    return chosen, needed[chosen]
+
+
+def _time(job: TrainJob, facts: ModelFacts, place: Place, mode: Mode) -> str:
     """Floating-point work of the tokens that the files may hold, at a rate measured just now."""
     paths = [Path(name.partition("#")[0]) for name in job.data.dataset]
     if absent := [str(path) for path in paths if not path.exists()]:
@@ -116,7 +149,7 @@ def _time(job: TrainJob, facts: ModelFacts, place: Place) -> str:
     if place.device is None:
         return "unknown without the device"
     tokens = min(sum(map(_bytes_in, paths)) / BYTES_A_TOKEN * job.epochs, _most_tokens(job))
-    passes = (6 if job.tuner.kind == "full" else 4) + 2 * job.activation_checkpointing
+    passes = (6 if job.tuner.kind == "full" else 4) + 2 * (mode in {"full", "offload"})
     rate = SHARE_OF_PEAK * measured_flops(place.device.torch_name, place.dtype)
     minutes = passes * facts.num_parameters * tokens / rate / 60
     length = f"{max(1, minutes):.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -154,12 +187,6 @@ def measured_flops(device: str, dtype: str) -> float:
         devices.synchronize(place)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def _switch(job: TrainJob) -> str:
-    if job.activation_checkpointing:
-        return "on, as asked: recomputed in the backward pass"
-    return "off: faster; --activation_checkpointing saves memory"
 
 
 def _base(job: TrainJob, dtype: str) -> str:

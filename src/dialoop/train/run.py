@@ -14,10 +14,12 @@ from dialoop.core.events import Artifact, JsonLinesSink, Note, Stage, ignore, jo
 from dialoop.core.files import lock_folder, machine_errors, write_text
 from dialoop.data import load as data_load
 from dialoop.data.tokenize import tokenize
-from dialoop.models import lineage, sources
-from dialoop.models.checkpoint import fingerprint
+from dialoop.models import lineage, rope, sources
+from dialoop.models.checkpoint import fingerprint, is_adapter
+from dialoop.models.facts import facts_of
 from dialoop.models.families import write_remote_code
 from dialoop.models.merge import COMPANIONS
+from dialoop.train.plan import choose_mode
 from dialoop.train.spec import TrainJob, TrainResult
 from dialoop.train.tensorboard import TensorBoardSink
 
@@ -94,6 +96,7 @@ def _device(job: TrainJob) -> Device:
 
 def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> TrainResult:
     from dialoop.train import report
+    from dialoop.train.activations import recompute
     from dialoop.train.loop import Loop
     from dialoop.train.parallel import fsdp
     from dialoop.train.parallel.team import lay_out, leader_first
@@ -112,12 +115,17 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
             count_tokens=lambda text: len(template.tokenizer.encode(text)),
             tokenizer_digest=template.tokenizer.digest,
         )
+        objective = job.objective.settled(loaded.train, folder)
+        job = job.model_copy(update={"objective": objective})
         rows = _rows(job, loaded.train, template, emit)
         held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
     if env.rank() == 0:
         shutil.copyfile(loaded.rejected, job.output / "rejected.jsonl")
     emit(Stage("train"))
-    model = _prepare(job, folder, device, dtype)
+    memory_mode = choose_mode(job, facts_of(str(folder)), device, dtype)
+    emit(Note(f"activations: {memory_mode}"))
+    model = _prepare(job, folder, device, dtype, template)
+    recompute(model, memory_mode)
     autocast = _autocast(model, dtype)
     start = f"{fingerprint(folder)} {autocast} {next(model.parameters()).dtype}"
     team = lay_out(job, model.config, device)
@@ -144,7 +152,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     fsdp.collect(model)
     result = _result(job, loop, at, time.monotonic() - started)
     if team.is_leader:
-        _save(job, model, folder, dtype, loaded)
+        _save(job, model, folder, dtype, loaded, template)
         report.write(job, result)
     emit(Artifact("model", str(job.output)))
     emit(Artifact("report", str(result.report)))
@@ -233,26 +241,38 @@ def _with_references(
     return TrainingSet(rows, own, surveyed)
 
 
-def _prepare(job: TrainJob, folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
+def _prepare(
+    job: TrainJob, folder: Path, device: Device, dtype: Dtype, template: Template
+) -> PreTrainedModel:
     import torch
 
+    from dialoop.models import heads
     from dialoop.models.load import load_model
     from dialoop.train.view import use_packed_attention
 
     torch.manual_seed(job.seed)
-    quantization = job.tuner.quantization
-    model = load_model(folder, device=device, dtype=dtype, quantization=quantization)
-    if job.max_length > (limit := model.config.max_position_embeddings):
+    head = job.objective.head
+    model = load_model(
+        folder,
+        device=device,
+        dtype=dtype,
+        quantization=job.tuner.quantization,
+        head=head,
+        num_scores=job.objective.num_scores if head == "score" else None,
+    )
+    heads.refuse_untrainable(model)
+    heads.set_padding(model, template)
+    if job.rope_factor is not None:
+        rope.scale(model, job.rope_scaling, job.rope_factor)
+    limit = rope.longest(model) - heads.first_position(model)
+    if job.max_length > limit:
         raise UserError(
             f"max_length {job.max_length} is above the model's {limit} positions",
-            hint=f"use --max_length {limit} or less",
+            hint=f"use --max_length {limit} or less, or --rope_scaling",
         )
     use_packed_attention(model)
     job.objective.prepare(model, job.seed)
     job.tuner.prepare(model, job.seed)
-    if job.activation_checkpointing:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
@@ -264,14 +284,28 @@ def _autocast(model: PreTrainedModel, dtype: str) -> torch.dtype | None:
     return torch.bfloat16 if dtype == "bf16" and is_wide else None
 
 
-def _save(job: TrainJob, model: PreTrainedModel, base: Path, dtype: str, data: Loaded) -> None:
+def _save(
+    job: TrainJob,
+    model: PreTrainedModel,
+    base: Path,
+    dtype: str,
+    data: Loaded,
+    template: Template,
+) -> None:
+    from dialoop.models import heads
+
     with machine_errors(job.output, "saving"):
         job.tuner.save(model, job.output, str(base.resolve()), dtype)
+        if job.rope_scaling != "none" and is_adapter(job.output):
+            rope.save(model, job.output)
         for pattern in COMPANIONS:
             for file in base.glob(pattern):
                 shutil.copyfile(file, job.output / file.name)
         if job.tuner.kind == "full":
             write_remote_code(job.output, model.config.model_type)
+        if job.objective.head == "score" and not heads.is_bidirectional(model):
+            heads.write_padding(job.output, template)
+        job.objective.describe(model, job.output, job.max_length)
     facts = {"train": data.train.digest, "validation": data.validation.digest}
     lineage.record(job.output, base=base, made_by=job.objective.kind, data=facts)
 

@@ -137,8 +137,14 @@ class TrainJob(Spec, frozen=True):
     """Processes that share each packed row, for rows too long for one."""
     sequence_method: Literal["auto", "gather_kv", "ulysses", "ring", "usp"] = "auto"
     """How they attend; `auto` goes by the model's heads and the row's length."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    activation_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto"
+    """Activations that are recomputed in the backward pass to save memory: `selective` keeps matrix
+    products and attention, `full` only each layer's input, `offload` keeps that on the host; `auto`
+    takes the fastest that is predicted to fit."""
+    rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = "none"
+    """Stretch the positions of a model for documents longer than it was trained for."""
+    rope_factor: float | None = Field(default=None, gt=1)
+    """How many times longer, with `rope_scaling`."""
     resume: bool = False
     """Go on from the newest checkpoint in `output`."""
     threads: int = Field(default=0, ge=0)
@@ -151,9 +157,10 @@ class TrainJob(Spec, frozen=True):
     @model_validator(mode="after")
     def _refuse_what_cannot_be(self) -> Self:
         """Raise on combinations that have no meaning, with the reason."""
-        if self.overlong == "split" and self.objective.num_rows != 1:
+        reads_whole = self.objective.num_rows != 1 or self.objective.head != "tokens"
+        if self.overlong == "split" and reads_whole:
             raise ValueError(
-                f"overlong: {self.objective.kind} compares whole answers, which cannot be split;"
+                f"overlong: {self.objective.kind} reads texts whole, which cannot be split;"
                 " use drop, truncate or error"
             )
         if self.nodes > 1 and not self.rendezvous:
@@ -162,6 +169,8 @@ class TrainJob(Spec, frozen=True):
             raise ValueError(
                 f"parallel: fsdp cannot split the 4-bit weights of {self.tuner.kind}; use ddp"
             )
+        if (self.rope_scaling == "none") != (self.rope_factor is None):
+            raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
         if self.reference == "live" and not issubclass(type(self.tuner), Adapter):
             raise ValueError(
                 f"reference: `live` switches an adapter off, and {self.tuner.kind} has none;"

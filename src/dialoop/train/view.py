@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from dialoop.models import lora
+from dialoop.core.errors import UserError
+from dialoop.models import heads, lora
 from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.kernels import attention
 from dialoop.train.kernels.cross_entropy import token_nll
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dialoop.data.units import Unit
+    from dialoop.models.embeddings import Pooling
     from dialoop.train.batch import Batch
     from dialoop.train.parallel.shared_row import SharedRow, SharedRows
 
@@ -65,7 +67,7 @@ class View:
         if shared is not None:
             which, rows = shared.labelled
             targets = targets[which]
-        inputs = _inputs(batch, shared)
+        inputs = _inputs(self.model, batch, shared)
         if self.model.config.model_type in PLAIN_HEADS:
             wanted = self.model.get_decoder()(**inputs).last_hidden_state[0][rows]  # (N, D)
             head: Any = self.model.get_output_embeddings()
@@ -89,15 +91,55 @@ class View:
         return self._ask(self._hidden, batch, shared)
 
     def _hidden(self, batch: Batch, shared: SharedRow | None) -> Tensor:
-        states = self.model.get_decoder()(**_inputs(batch, shared)).last_hidden_state[0]
+        body: Any = self.model.base_model
+        states = body(**_inputs(self.model, batch, shared)).last_hidden_state[0]
         return states if shared is None else shared.all_tokens(states)
 
     def _ask(self, question: Callable[..., Tensor], *about: object) -> Tensor:
         return question(*about) if self.root is None else self.root(question, *about)
 
-    def last_states(self, batch: Batch) -> Tensor:
-        """(S, D) the state of each document's last token."""
-        return self.hidden(batch)[batch.cu_seqlens[1:].long() - 1]
+    def scores(self, batch: Batch) -> Tensor:
+        """(S, L) float32, the scores of each document by the model's own head."""
+        model: Any = self.model
+        hidden = self.hidden(batch)  # (T, D)
+        with torch.autocast(hidden.device.type, enabled=False):
+            if not heads.is_bidirectional(model):
+                last = hidden[batch.cu_seqlens[1:].long() - 1].float()  # (S, D)
+                return F.linear(last, model.score.weight.float())
+            first = hidden[batch.cu_seqlens[:-1].long()].float()[:, None]  # (S, 1, D)
+            if model.config.model_type == "bert":
+                return model.classifier(model.dropout(model.bert.pooler(first)))
+            return model.classifier(first)
+
+    def pooled(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """(S, D) float32, one vector of each document."""
+        hidden = self.hidden(batch).float()  # (T, D)
+        match pooling:
+            case "last":
+                return hidden[batch.cu_seqlens[1:].long() - 1]
+            case "cls":
+                return hidden[batch.cu_seqlens[:-1].long()]
+            case "mean":
+                zero = hidden.new_zeros(batch.num_documents, hidden.shape[1])
+                sums = zero.index_add(0, batch.owners, hidden)  # (S, D)
+                return sums / batch.cu_seqlens.diff()[:, None]
+
+    def choice_logits(self, batch: Batch, num: int) -> Tensor:
+        """(S, num) float32: logits of each document's labelled tokens, `num` of them.
+
+        All are read where the first of them is predicted; see `Template.choice_row`.
+        """
+        if self.rows is not None:
+            raise UserError(
+                "sequence_parallel does not know scores read from the logits of choices",
+                hint="use --sequence_parallel 1",
+            )
+        places = batch.rows.view(-1, num)[:, 0]  # (S,)
+        logits = self._ask(self._logits, batch, places)  # (S, V)
+        return logits.float().gather(1, batch.targets.view(-1, num))
+
+    def _logits(self, batch: Batch, places: Tensor) -> Tensor:
+        return self.model(**_inputs(self.model, batch), logits_to_keep=places).logits[0]
 
     def reference(self, batch: Batch, measure: Callable[[View, Batch], Tensor]) -> Tensor:
         """(S,) what the reference model gives each document, float32, without gradient.
@@ -115,13 +157,18 @@ class View:
             self.model.train(was_training)
 
 
-def _inputs(batch: Batch, shared: SharedRow | None) -> dict[str, Any]:
+def _inputs(
+    model: PreTrainedModel, batch: Batch, shared: SharedRow | None = None
+) -> dict[str, Any]:
+    is_encoder = model.config.model_type in heads.ENCODERS
+    tells_texts_apart = is_encoder and model.config.type_vocab_size > 1
+    segments = {"token_type_ids": batch.segments[None]} if tells_texts_apart else {}
     ids, positions = batch.ids, batch.positions
     if shared is not None:
         ids, positions = ids[shared.tokens], positions[shared.tokens]
-    return {
+    return segments | {
         "input_ids": ids[None],
-        "position_ids": positions[None],
+        "position_ids": positions[None] + heads.first_position(model),
         "use_cache": False,
         "bounds": batch.bounds,
         "cu_seqlens": batch.cu_seqlens,

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 MODEL_TYPE = "internlm3"
-ARCHITECTURE = "InternLM3ForCausalLM"
-"""The name under which vLLM, SGLang and LMDeploy look the family up."""
+ARCHITECTURES = ("InternLM3ForCausalLM", "InternLM3ForSequenceClassification", "InternLM3Model")
+"""The names under which vLLM, SGLang and LMDeploy look the family up."""
 NATIVE_SINCE = (5, 23)
 CODE = Path(__file__).parents[1] / "remote_code"
 AUTO_MAP = {
     "AutoConfig": "configuration_internlm3.InternLM3Config",
+    "AutoModel": "modeling_internlm3.InternLM3Model",
     "AutoModelForCausalLM": "modeling_internlm3.InternLM3ForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_internlm3.InternLM3ForSequenceClassification",
 }
 
 
@@ -51,24 +53,37 @@ def register() -> None:
     """Make the auto classes of transformers before 5.23 know the family."""
     if is_native():
         return
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
     from dialoop.models.remote_code.configuration_internlm3 import (  # noqa: PLC0415
         InternLM3Config,
     )
     from dialoop.models.remote_code.modeling_internlm3 import (  # noqa: PLC0415
         InternLM3ForCausalLM,
+        InternLM3ForSequenceClassification,
+        InternLM3Model,
     )
 
+    scored = InternLM3ForSequenceClassification
     AutoConfig.register(MODEL_TYPE, InternLM3Config, exist_ok=True)
+    AutoModel.register(InternLM3Config, InternLM3Model, exist_ok=True)
     AutoModelForCausalLM.register(InternLM3Config, InternLM3ForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(InternLM3Config, scored, exist_ok=True)
 
 
 def write_remote_code(folder: Path) -> None:
     """Put the code files beside a checkpoint and name them in its `config.json`."""
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    config["architectures"] = [ARCHITECTURE]
+    named = config["architectures"][0]
+    config["architectures"] = [
+        next(name for name in ARCHITECTURES if named.endswith(name.removeprefix("InternLM3")))
+    ]
     config["auto_map"] = AUTO_MAP
     config["bias"] = config.get("mlp_bias", False)
     config["qkv_bias"] = config.get("attention_bias", False)

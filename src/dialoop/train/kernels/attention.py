@@ -49,10 +49,10 @@ def packed_attention(
     shared: Callable[..., Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within documents.
+    """Attention within documents, causal unless the layer's `is_causal` says otherwise.
 
     Args:
-        module: the attention layer; nothing is read from it.
+        module: the attention layer.
         query: (1, H, T, D).
         key: (1, K, T, D).
         value: (1, K, T, D).
@@ -69,16 +69,17 @@ def packed_attention(
     Returns:
         (1, T, H, D), and None for the attention weights.
     """
-    del module, attention_mask, kwargs
+    del attention_mask, kwargs
+    is_causal = bool(module.is_causal)
     is_windowed = sliding_window is not None and sliding_window < max_seqlen
     if shared is not None:
         return shared(query, key, value, scaling, dropout=dropout, is_windowed=is_windowed), None
     if query.is_cuda and not dropout and not is_windowed and query.dtype != torch.float32:
-        return _varlen(query, key, value, cu_seqlens, max_seqlen, scaling), None
+        return _varlen(query, key, value, cu_seqlens, max_seqlen, scaling, is_causal), None
     window = sliding_window if is_windowed else None
     lengths = [end - start for start, end in pairwise(bounds)]
     documents = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    outputs = [_one_document(q, k, v, scaling, dropout, window) for q, k, v in documents]
+    outputs = [_one_document(q, k, v, scaling, dropout, window, is_causal) for q, k, v in documents]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None  # each part (1, H, t, D)
 
 
@@ -89,19 +90,20 @@ def _one_document(
     scaling: float | None,
     dropout: float,
     window: int | None,
+    is_causal: bool,
 ) -> Tensor:
     mask = None
     if window is not None:
         length = query.shape[2]
         age = torch.arange(length, device=query.device)
         age = age[:, None] - age[None, :]
-        mask = (age >= 0) & (age < window)
+        mask = (age >= 0) & (age < window) if is_causal else age.abs() < window
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        is_causal=mask is None,
+        is_causal=is_causal and mask is None,
         scale=scaling,
         dropout_p=dropout,
         enable_gqa=key.shape[1] != query.shape[1],
@@ -109,7 +111,13 @@ def _one_document(
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
+    scale: float | None,
+    is_causal: bool,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - needs torch 2.10, CUDA
 
@@ -117,7 +125,8 @@ def _varlen(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H or K, D)
     if groups > 1:  # grouped heads are an argument only from torch 2.13; 2.11 lacks it
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))  # (T, H, D)
+    window = (-1, 0 if is_causal else -1)
     out: Any = varlen_attn(
-        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scale, window_size=(-1, 0)
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scale, window_size=window
     )  # fmt: skip
     return out.unsqueeze(0)

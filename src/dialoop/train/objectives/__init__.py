@@ -13,17 +13,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from dialoop.core.schema import Option
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from dialoop.chat.template import Template
     from dialoop.data.sample import Kind, Sample
     from dialoop.data.units import Unit
+    from dialoop.models.heads import Head
     from dialoop.train.batch import Batch
     from dialoop.train.view import View
 
@@ -61,8 +65,29 @@ class Objective(Option, frozen=True):
     """Whether `survey` is needed before the loss."""
     needs_reference: ClassVar[bool] = False
     """Whether rows are compared with the model as it was at the start."""
-    head: ClassVar[Literal["tokens", "score", "none"]] = "tokens"
-    """What the model ends in: a token distribution, a number, or its hidden states."""
+
+    @property
+    def head(self) -> Head:
+        """What the model ends in: a token distribution, scores, or its hidden states."""
+        return "tokens"
+
+    @property
+    def num_scores(self) -> int:
+        """How many scores a text gets, where the head is a score."""
+        return 1
+
+    def settled(self, samples: Iterable[Sample], folder: Path) -> Self:
+        """The same with everything filled in that data and checkpoint decide.
+
+        Args:
+            samples: all training samples.
+            folder: the model's checkpoint.
+
+        Raises:
+            UserError: the data does not say what is needed.
+        """
+        del samples, folder
+        return self
 
     @abstractmethod
     def encode(self, sample: Sample, template: Template) -> list[Unit]:
@@ -86,7 +111,10 @@ class Objective(Option, frozen=True):
         return units[number]
 
     def survey(self, view: View, batch: Batch) -> Tensor:
-        """What the step's loss must know of these units, one row for each; no gradient."""
+        """What the step's loss must know of these units, one row for each of their rows.
+
+        It runs without gradient, and on the same random numbers as the losses that follow.
+        """
         raise NotImplementedError(self.kind)
 
     def measure(self, view: View, batch: Batch) -> Tensor:
@@ -99,4 +127,13 @@ class Objective(Option, frozen=True):
         return "sum"
 
     def prepare(self, model: PreTrainedModel, seed: int) -> None:
-        """Change the model before its tuner does, in place: a new head, say."""
+        """Change the model before its tuner does, in place: the names of its labels, say."""
+
+    def describe(self, model: PreTrainedModel, folder: Path, max_length: int) -> None:
+        """Write beside the saved weights what else their users need.
+
+        Args:
+            model: the trained model.
+            folder: where it was saved.
+            max_length: tokens of the longest row that it was trained on.
+        """

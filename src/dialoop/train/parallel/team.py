@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from dialoop.core import env
 from dialoop.core.errors import UserError
+from dialoop.models.heads import ENCODERS
 from dialoop.train.parallel import mesh as meshes
 from dialoop.train.parallel.methods import METHODS, choose, ulysses_size
 from dialoop.train.parallel.shared_row import SharedRows
@@ -190,6 +191,11 @@ def lay_out(job: TrainJob, config: PretrainedConfig, device: Device) -> Team:
     size = job.sequence_parallel
     if size == 1:
         return Team(meshes.layout())
+    if config.model_type in ENCODERS:
+        raise UserError(
+            f"sequence_parallel needs a causal model, and {config.model_type} looks both ways",
+            hint="use --sequence_parallel 1",
+        )
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     kind = job.sequence_method
     if kind == "auto":
