@@ -71,8 +71,8 @@ def on_one_process(heads: int, kv_heads: int, bounds: tuple[int, ...]) -> list[t
     leaves = [x[None].requires_grad_() for x in qkv]
     lengths = [b - a for a, b in pairwise(bounds)]
     out, _ = packed_attention(
-        Causal(), leaves[0], leaves[1], leaves[2], None, bounds=bounds, cu_seqlens=torch.tensor(bounds),
-        max_seqlen=max(lengths), scaling=0.3,
+        Causal(), leaves[0], leaves[1], leaves[2], None, bounds=bounds,
+        cu_seqlens=torch.tensor(bounds), max_seqlen=max(lengths), scaling=0.3,
     )  # fmt: skip
     out = out[0].transpose(0, 1)
     out.backward(grad)

@@ -30,10 +30,10 @@ class World:
         answers = []
         for rank, pipe in enumerate(self._pipes):
             assert pipe.poll(SECONDS), f"rank {rank} does not answer"
-            is_good, answer = pipe.recv()
+            answers.append(pipe.recv())
+        for rank, (is_good, answer) in enumerate(answers):
             assert is_good, f"rank {rank}: {answer}"
-            answers.append(answer)
-        return answers
+        return [answer for _, answer in answers]
 
 
 @contextmanager
