@@ -41,10 +41,10 @@ def record(kind: Kind, n: int) -> dict[str, Any]:
             }
 
 
-def curve(folder: Path) -> list[float]:
-    """The loss of each step."""
+def curve(folder: Path, name: str = "loss") -> list[float]:
+    """The loss of each step, or another of its numbers."""
     lines = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
-    return [e["values"]["loss"] for e in lines if e["event"] == "metrics" and "loss" in e["values"]]
+    return [e["values"][name] for e in lines if e["event"] == "metrics" and name in e["values"]]
 
 
 @pytest.fixture(scope="module")

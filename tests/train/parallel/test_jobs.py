@@ -92,8 +92,10 @@ def test_two_ranks_learn_what_one_does(
     (expected, weights), (got, learned) = found
     assert len(expected) == STEPS
     assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    for key, value in weights.items():
-        torch.testing.assert_close(learned[key], value, rtol=1e-3, atol=1e-4)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    for key, value in weights.items():  # Adam makes whole steps of gradients that round to nothing
+        assert (learned[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
