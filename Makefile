@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 PYTEST_FLAGS ?=
 
-.PHONY: help install quickstart test check fix docs
+.PHONY: help install quickstart test test-matrix check fix docs
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 install: $(VENV)/.dev-installed  ## make the virtual environment with everything for development
 
@@ -30,6 +30,9 @@ quickstart: $(VENV)/.run-installed  ## the main job on this machine, end to end
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-matrix: install  ## every objective in every form of parallelism
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m matrix
 
 check: install  ## what a machine can check: format, lint, types, imports, house rules, generated text
 	$(BIN)/ruff format --check .

@@ -52,8 +52,8 @@ def test_kind_and_option_from_two_spellings_meet(tmp_path: Path) -> None:
 
 
 def test_off_and_no_are_words_unless_a_boolean_is_wanted(tmp_path: Path) -> None:
-    job = load(tmp_path, "model: off\ndataset: [no, yes]\npack: off\n")
-    assert (job.model, job.dataset, job.pack) == ("off", ["no", "yes"], False)
+    job = load(tmp_path, "model: off\ndataset: [no, yes, false_start]\npack: off\n")
+    assert (job.model, job.dataset, job.pack) == ("off", ["no", "yes", "false_start"], False)
 
 
 def test_words_that_begin_like_booleans_are_words() -> None:

@@ -52,7 +52,7 @@ def record(kind: Kind, n: int) -> dict[str, Any]:
 
 
 def curve(folder: Path, name: str = "loss") -> list[float]:
-    """A metric of each step."""
+    """The loss of each step, or another of its numbers."""
     lines = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
     return [e["values"][name] for e in lines if e["event"] == "metrics" and name in e["values"]]
 

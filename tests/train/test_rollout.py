@@ -196,8 +196,8 @@ def test_a_step_tells_of_rewards_and_shows_samples(tiny: Path, tmp_path: Path) -
     assert shown[0]["step"] == 1
     assert shown[0]["prompt"].startswith("lamp")
     assert shown[0]["rewards"].keys() == {"letter_e"}
-    measured = [values for values in told if "validation_reward" in values]
-    assert measured
+    before, *measured = [values for values in told if "validation_reward" in values]
+    assert result.validation_before == -before["validation_reward"]
     assert result.validation_loss == -max(values["validation_reward"] for values in measured)
 
 

@@ -16,6 +16,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_rank() -> int:
+    """This process's place among those of the job on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """How many processes of the job this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def home() -> Path:
     """Where dialoop keeps what can be made again: models, caches (`DIALOOP_HOME`)."""
     if given := os.environ.get("DIALOOP_HOME"):

@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from dialoop.core.errors import UserError
 from dialoop.core.files import new_folder
 from dialoop.models.save import make_readable
+from dialoop.train.parallel.fsdp import as_part_of, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -55,7 +57,14 @@ def _kept(model: nn.Module) -> dict[str, Tensor]:
     return trained(model) | began
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Position) -> Path:
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    at: Position,
+    *,
+    write: bool = True,
+) -> Path:
     """Write a checkpoint.
 
     Args:
@@ -63,6 +72,8 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: P
         model: its trained parameters are saved.
         optimizer: its state is saved.
         at: where the run is.
+        write: whether this rank does; the others only give their shards. The files hold whole
+            tensors, so that another number of ranks can go on.
 
     Returns:
         The checkpoint's folder.
@@ -71,11 +82,14 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: P
         MachineError: the disk is full or may not be written; earlier checkpoints are unharmed.
     """
     path = folder / f"step-{at.step:06d}"
+    weights = {n: whole(p.detach()).cpu().contiguous() for n, p in _kept(model).items()}
+    described = _map_states(optimizer.state_dict(), lambda _, tensor: whole(tensor).cpu())
+    if not write:
+        return path
     with new_folder(path) as new:
-        weights = {n: p.detach().cpu().contiguous() for n, p in _kept(model).items()}
         save_file(weights, new / "trained.safetensors")
         make_readable(new)
-        state = {"optimizer": optimizer.state_dict(), "random": random_state()}
+        state = {"optimizer": described, "random": random_state()}
         with (new / "state.pt").open("wb") as file:  # a file of ours: a full disk is told as such
             torch.save(state, file)
         (new / "position.json").write_text(json.dumps(asdict(at)), encoding="utf-8")
@@ -94,7 +108,13 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
         position = Position(**json.loads((path / "position.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, RuntimeError, EOFError, TypeError) as error:
         raise _damaged(path, error) from error
-    optimizer.load_state_dict(state["optimizer"])
+    moving = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def part(number: int, tensor: Tensor) -> Tensor:
+        like = moving[number]
+        return as_part_of(like, tensor) if tensor.shape == like.shape else tensor
+
+    optimizer.load_state_dict(_map_states(state["optimizer"], part))
     set_random_state(state["random"])
     return position
 
@@ -117,7 +137,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         )
     with torch.no_grad():
         for name, tensor in saved.items():
-            here[name].copy_(tensor)
+            here[name].copy_(as_part_of(here[name], tensor))
 
 
 def newest(folder: Path) -> Path | None:
@@ -131,6 +151,20 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     for path in sorted(folder.glob("step-*"))[:-keep]:
         if best_step is None or path.name != f"step-{best_step:06d}":
             shutil.rmtree(path)
+
+
+def _map_states(
+    described: dict[str, Any], change: Callable[[int, Tensor], Tensor]
+) -> dict[str, Any]:
+    """An optimiser's state with its tensors replaced, given the number of their parameter."""
+    states = {
+        number: {
+            name: change(number, value) if torch.is_tensor(value) else value
+            for name, value in state.items()
+        }
+        for number, state in described["state"].items()
+    }
+    return described | {"state": states}
 
 
 def random_state() -> dict[str, Any]:

@@ -15,20 +15,21 @@ from dialoop.data.pack import best_fit
 from dialoop.train import checkpoint
 from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.checkpoint import Position
+from dialoop.train.parallel.fsdp import whole
 from dialoop.train.schedule import epoch_bins, prompt_bins, rate
 from dialoop.train.training_set import TrainingSet
-from dialoop.train.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from dialoop.core.events import Event
+    from dialoop.train.parallel.team import Team
     from dialoop.train.rollout import Rollout
     from dialoop.train.spec import TrainJob
+    from dialoop.train.view import View
 
 
 class Loop:
@@ -36,28 +37,28 @@ class Loop:
 
     Args:
         job: what was asked.
-        model: prepared by its tuner, with packed attention.
+        view: of the model, prepared by its tuner, with packed attention.
         rows: the training units.
         held_out: the validation units, or None.
         autocast: compute type where the trained weights are wider; None computes in their own.
         emit: receives events.
-        companion: the frozen model beside the policy, where the objective asks for one.
+        team: the ranks that share the work.
         rollout: makes the units of a step, where the objective is online.
     """
 
     def __init__(
         self,
         job: TrainJob,
-        model: PreTrainedModel,
+        view: View,
         rows: TrainingSet,
         held_out: TrainingSet | None,
         autocast: torch.dtype | None,
         emit: Callable[[Event], None],
-        *,
-        companion: View | None = None,
+        team: Team,
         rollout: Rollout | None = None,
     ) -> None:
-        self.view, self.rollout = View(model, companion), rollout
+        self.team, self.view, self.rollout, model = team, view, rollout, view.model
+        self.group_size = job.accumulate * team.num_parts
         self.job, self.model, self.rows, self.held_out = job, model, rows, held_out
         self.emit, self.autocast = emit, autocast
         self.device = next(model.parameters()).device
@@ -66,7 +67,7 @@ class Loop:
         self.checkpoints: Path = job.output / "checkpoints"
         self.optimizer = job.tuner.optimizer(model, job.optim, job.optimizer, job.seed)
         self.at = Position()
-        self.steps_per_epoch = math.ceil(len(self._bins(0)) / job.accumulate)
+        self.steps_per_epoch = math.ceil(len(self._bins(0)) / self.group_size)
         self.num_steps = job.max_steps or math.ceil(self.steps_per_epoch * job.epochs)
         self.losses: list[float] = []
 
@@ -114,12 +115,13 @@ class Loop:
     def _groups(self) -> Iterator[list[list[int]]]:
         """The packed rows of each step that this epoch still has."""
         bins = self._bins(self.at.epoch)[self.at.bin :]
-        size = self.job.accumulate
+        size = self.group_size
         yield from (bins[start : start + size] for start in range(0, len(bins), size))
 
     def _step(self, group: list[list[int]]) -> None:
         started = time.monotonic()
         lr = self._set_rate()
+        self.team.seed(self.job.seed, self.at.step)
         units, bins, updates, facts = self.rows, group, 1, dict[str, float]()
         if self.rollout is not None:
             made = self.rollout.make(
@@ -160,30 +162,39 @@ class Loop:
             step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
             checkpoint.set_random_state(state)  # dropout falls on the same places again
         totals: dict[str, Tensor] = {}
-        place = 0
-        for numbers, part in zip(group, parts, strict=True):
-            known = None if units.references is None else units.references.of(numbers)
+        for turn in self.team.deal(len(group)):
+            part, share = parts[turn.index], self.team.share(turn)
+            place = sum(len(unit.rows) for before in parts[: turn.index] for unit in before)
+            references = units.references
+            known = None if references is None else references.of(group[turn.index])
             batch = collate(part, self.device, step, place=place, reference=known)
-            place += batch.num_documents
             with self._computing():
                 outcome = self.objective.loss(self.view, batch)
             if train:
-                outcome.loss.backward()
-            for name, share in {"loss": outcome.loss, **outcome.metrics}.items():
-                totals[name] = totals.get(name, 0.0) + share.detach()
-        return {name: float(total) for name, total in totals.items()}
+                (outcome.loss * share).backward()
+            for name, value in {"loss": outcome.loss, **outcome.metrics}.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() * share
+        if train and self.view.root is None:
+            self.team.sum_gradients(checkpoint.trained(self.model).values())
+        return self.team.sum_totals(totals)
 
     @torch.no_grad()
     def _survey(self, units: TrainingSet, group: list[list[int]], step: Step) -> Tensor:
-        found: list[Tensor] = []
-        for numbers in group:
+        found: dict[int, Tensor] = {}
+        for turn in self.team.deal(len(group)):
+            numbers = group[turn.index]
             part = [self.objective.survey_unit(units, n) for n in numbers]
             known = units.survey_references
             reference = None if known is None else known.of(numbers)
             batch = collate(part, self.device, step, reference=reference)
             with self._computing():
-                found.append(self.objective.survey(self.view, batch))
-        return torch.cat(found)
+                surveyed = self.objective.survey(self.view, batch)
+            found[-1 if turn.is_idle else turn.index] = surveyed
+        sizes = [
+            sum(len(self.objective.survey_unit(units, n).rows) for n in numbers)
+            for numbers in group
+        ]
+        return self.team.assemble(found, sizes)
 
     def _computing(self) -> torch.autocast:
         kind = self.autocast
@@ -199,7 +210,7 @@ class Loop:
     def _clip(self) -> torch.Tensor:
         longest = self.job.optim.max_grad_norm or math.inf
         moving = [p for p in self.model.parameters() if p.grad is not None]
-        return torch.nn.utils.clip_grad_norm_(moving, longest)
+        return whole(torch.nn.utils.clip_grad_norm_(moving, longest))
 
     def _report(self, totals: dict[str, float], norm: float, lr: float, speed: float) -> None:
         loss = totals["loss"]
@@ -238,8 +249,13 @@ class Loop:
             )
             save = save or is_best
         if save:
-            path = checkpoint.save(self.checkpoints, self.model, self.optimizer, self.at)
-            checkpoint.prune(self.checkpoints, self.job.saving.keep, self.at.best_step)
+            is_leader = self.team.is_leader
+            path = checkpoint.save(
+                self.checkpoints, self.model, self.optimizer, self.at, write=is_leader
+            )
+            if is_leader:
+                checkpoint.prune(self.checkpoints, self.job.saving.keep, self.at.best_step)
+            self.team.wait()
             self.emit(Artifact("checkpoint", str(path)))
 
     @torch.no_grad()

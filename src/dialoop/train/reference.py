@@ -17,17 +17,16 @@ from dialoop.core.events import Progress
 from dialoop.core.files import new_folder
 from dialoop.data.pack import best_fit
 from dialoop.train.batch import Step, collate
-from dialoop.train.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from transformers import PreTrainedModel
-
     from dialoop.core.events import Event
     from dialoop.data.units import Unit
     from dialoop.train.objectives import Objective
+    from dialoop.train.parallel.team import Team
+    from dialoop.train.view import View
 
 
 class References:
@@ -48,7 +47,7 @@ class References:
 
 @torch.no_grad()
 def precompute(
-    model: PreTrainedModel,
+    view: View,
     objective: Objective,
     units: list[Unit],
     *,
@@ -57,11 +56,12 @@ def precompute(
     cache: Path,
     key: str,
     emit: Callable[[Event], None],
+    team: Team,
 ) -> References:
     """Measure every unit with the model as it is.
 
     Args:
-        model: the policy at its start.
+        view: of the policy at its start.
         objective: says what is measured.
         units: all units, in order.
         capacity: tokens of a packed row.
@@ -69,26 +69,32 @@ def precompute(
         cache: folder of results, which may be deleted at any time.
         key: identity of model, data and computation.
         emit: receives progress.
+        team: the ranks that share the work.
     """
     counts = [len(unit.rows) for unit in units]
     starts = np.concatenate([[0], np.cumsum(counts)])
     name = hashlib.sha256(f"{key} {objective.measure_key}".encode()).hexdigest()[:32]
     folder = cache / f"references-{name}"
-    if not (folder / "values.npy").exists():
+    if not team.agree((folder / "values.npy").exists()):
         values = np.zeros(starts[-1], np.float32)
-        was_training = model.training
+        model, was_training = view.model, view.model.training
         model.eval()
         device = next(model.parameters()).device
         lengths = np.asarray([len(unit) for unit in units])
         bins = best_fit(lengths, max(capacity, int(lengths.max())))
-        for done, numbers in enumerate(bins, 1):
+        for done, turn in enumerate(team.deal(len(bins)), 1):
+            numbers = bins[turn.index]
             batch = collate([units[n] for n in numbers], device, Step(1.0, 1))
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                found = objective.measure(View(model), batch).float().cpu().numpy()
+                found = objective.measure(view, batch).float().cpu().numpy()
             rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in numbers])
-            values[rows] = found
-            emit(Progress("reference", done, len(bins), "packed rows"))
+            if not turn.is_idle:
+                values[rows] = found
+            emit(Progress("reference", done * team.num_parts, len(bins), "packed rows"))
         model.train(was_training)
-        with new_folder(folder) as new:
-            np.save(new / "values.npy", values)
+        everyone = team.assemble({0: torch.from_numpy(values).to(device)}, [len(values)])
+        if team.is_leader:
+            with new_folder(folder) as new:
+                np.save(new / "values.npy", everyone.cpu().numpy())
+        team.wait()
     return References(np.load(folder / "values.npy"), starts)

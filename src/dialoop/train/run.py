@@ -11,7 +11,7 @@ from dialoop.chat.tokenizer import load_tokenizer
 from dialoop.core import device as devices
 from dialoop.core import env, jobfile
 from dialoop.core.errors import UserError
-from dialoop.core.events import Artifact, JsonLinesSink, Note, Stage, join
+from dialoop.core.events import Artifact, JsonLinesSink, Note, Stage, ignore, join
 from dialoop.core.files import lock_folder, machine_errors, write_text
 from dialoop.data import load as data_load
 from dialoop.data.tokenize import tokenize
@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     from dialoop.train.checkpoint import Position
     from dialoop.train.loop import Loop
     from dialoop.train.online import Online
+    from dialoop.train.parallel.team import Team
     from dialoop.train.reference import References
     from dialoop.train.rollout import Rollout
     from dialoop.train.training_set import TrainingSet
+    from dialoop.train.view import View
 
 FEW_STEPS = 20
 """Fewer optimiser steps than this are told: on little data the defaults may give one an epoch."""
@@ -57,63 +59,99 @@ def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
         UserError: the job, the data or a checkpoint is wrong.
         MachineError: the machine lacks a device, space or permission.
     """
+    if job.gpus * job.nodes > 1 and env.world_size() == 1:
+        from dialoop.train.parallel import launch
+
+        return launch.launch(job, emit)
+    from dialoop.train.parallel import team
+
+    device = _device(job)
+    _set_threads(job)
+    with team.gathered(job, device):
+        return _lead(job, emit, device) if env.rank() == 0 else _train(job, ignore, device)
+
+
+def _lead(job: TrainJob, emit: Callable[[Event], None], device: Device) -> TrainResult:
+    """Train, and write down what all ranks do."""
     with lock_folder(job.output, "run"):
         _begin(job)
         write_text(job.output / "job.yaml", jobfile.dump(job))
         log = JsonLinesSink(job.output / "events.jsonl")
         curves = TensorBoardSink(job.output / "tensorboard")
         try:
-            return _train(job, join(emit, log, curves))
+            return _train(job, join(emit, log, curves), device)
         finally:
             log.close()
             curves.close()
 
 
-def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
+def _device(job: TrainJob) -> Device:
+    """This rank's device: as asked, or the one of its number where there are several ranks."""
+    wanted = devices.by_number(job.device)
+    found = devices.find(wanted)
+    if env.world_size() == 1 or found.kind == "cpu":
+        return found
+    if ":" in wanted:
+        raise UserError(
+            f"device `{job.device}` is one, and {env.world_size()} processes need one each",
+            hint="leave the number out; CUDA_VISIBLE_DEVICES chooses among them",
+        )
+    return devices.find(f"{found.kind}:{env.local_rank()}")
+
+
+def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> TrainResult:
     from dialoop.train import report
     from dialoop.train.activations import recompute
     from dialoop.train.loop import Loop
     from dialoop.train.online import Online
+    from dialoop.train.parallel import fsdp
+    from dialoop.train.parallel.team import lay_out, leader_first
     from dialoop.train.view import View
 
-    device = devices.find(devices.by_number(job.device))
     dtype = job.dtype if job.dtype != "auto" else "bf16" if device.supports_bf16 else "fp32"
-    _set_threads(job)
     emit(Stage("fetch the model"))
-    folder = sources.resolve(job.model, emit)
+    with leader_first():
+        folder = sources.resolve(job.model, emit)
     emit(Stage("read and tokenise the data"))
     texts = job.tuner.text_folder(folder, job.output)
     template = Template.from_folder(texts)
     job.objective.check(template)
-    loaded = data_load.load(
-        job.data,
-        emit,
-        count_tokens=lambda text: len(template.tokenizer.encode(text)),
-        tokenizer_digest=template.tokenizer.digest,
-    )
-    shutil.copyfile(loaded.rejected, job.output / "rejected.jsonl")
-    objective = job.objective.settled(loaded.train, folder)
-    job = job.model_copy(update={"objective": objective})
-    rows = _rows(job, loaded.train, template, emit)
-    held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
+    with leader_first():
+        loaded = data_load.load(
+            job.data,
+            emit,
+            count_tokens=lambda text: len(template.tokenizer.encode(text)),
+            tokenizer_digest=template.tokenizer.digest,
+        )
+        objective = job.objective.settled(loaded.train, folder)
+        job = job.model_copy(update={"objective": objective})
+        rows = _rows(job, loaded.train, template, emit)
+        held_out = _rows(job, loaded.validation, template, emit) if len(loaded.validation) else None
+    if env.rank() == 0:
+        shutil.copyfile(loaded.rejected, job.output / "rejected.jsonl")
     emit(Stage("train"))
     memory_mode = choose_mode(job, facts_of(str(folder)), device, dtype)
     emit(Note(f"activations: {memory_mode}"))
     model = _prepare(job, folder, device, dtype, template)
     recompute(model, memory_mode)
     autocast = _autocast(job, dtype)
-    training = _with_references(job, rows, loaded.train, model, folder, autocast, emit)
+    start = f"{fingerprint(folder)} {autocast} {next(model.parameters()).dtype}"
+    team = lay_out(job, model.config, device)
+    root = None
+    if team.mesh is not None and _is_sharded(job):
+        root = fsdp.shard(model, team.mesh, device.kind, autocast)
+    companion = _companion(job, template, device, dtype, emit)
+    view = View(model, team.rows, root, None if companion is None else View(companion))
+    training = _with_references(job, rows, loaded.train, view, team, start, autocast, emit)
     validation = None
     if held_out is not None:
         validation = _with_references(
-            job, held_out, loaded.validation, model, folder, autocast, emit
+            job, held_out, loaded.validation, view, team, start, autocast, emit
         )
-    companion = _companion(job, template, device, dtype, emit)
     rollout = None
     if isinstance(job.objective, Online) and job.objective.is_online:
         rollout = _rollout(job, job.objective, model, companion, folder, template, dtype)
-    view = None if companion is None else View(companion)
-    loop = Loop(job, model, training, validation, autocast, emit, companion=view, rollout=rollout)
+    loop = Loop(job, view, training, validation, autocast, emit, team, rollout)
     if job.resume and not loop.resume():
         emit(Note(f"no checkpoint in `{job.output}` yet: starting from the beginning"))
     if loop.num_steps < FEW_STEPS:
@@ -125,12 +163,19 @@ def _train(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
     started = time.monotonic()
     at = loop.fit()
     emit(Stage("save the result"))
-    _save(job, model, folder, texts, dtype, loaded, template)
+    fsdp.collect(model)
     result = _result(job, loop, at, time.monotonic() - started)
-    report.write(job, result)
+    if team.is_leader:
+        _save(job, model, folder, texts, dtype, loaded, template)
+        report.write(job, result)
     emit(Artifact("model", str(job.output)))
     emit(Artifact("report", str(result.report)))
     return result
+
+
+def _is_sharded(job: TrainJob) -> bool:
+    """Whether ranks keep shards of the model, as asked or as suits the tuner."""
+    return job.parallel == "fsdp" or (job.parallel == "auto" and job.tuner.kind == "full")
 
 
 def _begin(job: TrainJob) -> None:
@@ -152,6 +197,8 @@ def _set_threads(job: TrainJob) -> None:
 
     if job.threads:
         torch.set_num_threads(job.threads)
+    elif env.local_world_size() > 1:
+        torch.set_num_threads(max(1, env.num_cpus() // env.local_world_size()))
 
 
 def _rows(
@@ -175,8 +222,9 @@ def _with_references(
     job: TrainJob,
     rows: TokenRows,
     samples: SampleSet,
-    model: PreTrainedModel,
-    folder: Path,
+    view: View,
+    team: Team,
+    start: str,
     autocast: torch.dtype | None,
     emit: Callable[[Event], None],
 ) -> TrainingSet:
@@ -191,11 +239,10 @@ def _with_references(
     if not objective.needs_reference or job.reference == "live":
         return units
     numbers = range(len(units))
-    start = f"{fingerprint(folder)} {autocast} {next(model.parameters()).dtype}"
 
     def measured(name: str, wanted: list[Unit]) -> References:
         return precompute(
-            model,
+            view,
             objective,
             wanted,
             capacity=job.batch_size * job.max_length,
@@ -203,6 +250,7 @@ def _with_references(
             cache=env.home() / "references",
             key=f"{start} {job.tuner.start} {rows.digest} {name}",
             emit=emit,
+            team=team,
         )
 
     own = measured("units", [units[n] for n in numbers])

@@ -71,6 +71,9 @@ class TrainJob(Spec, frozen=True):
         "max_completion_length": "objective.rollout.max_new_tokens",
         "o": "output",
         "gpu_ids": "device",
+        "nproc_per_node": "gpus",
+        "nnodes": "nodes",
+        "sequence_parallel_size": "sequence_parallel",
         "torch_dtype": "dtype",
     }
 
@@ -109,6 +112,19 @@ class TrainJob(Spec, frozen=True):
     reference: Literal["precomputed", "live"] = "precomputed"
     """Reference log-probabilities of dpo and kto: computed once before training and cached, or at
     each step from the model without its adapter."""
+    gpus: PositiveInt = 1
+    """Processes that train together on this machine, an accelerator each; on `cpu` as well."""
+    nodes: PositiveInt = 1
+    """Machines that train together; run the same command on each."""
+    rendezvous: str = ""
+    """Where the machines meet: `HOST:PORT` of one of them."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What processes keep: `ddp` all of the model, `fsdp` a shard of it; `auto` is fsdp for full
+    tuning."""
+    sequence_parallel: PositiveInt = 1
+    """Processes that share each packed row, for rows too long for one."""
+    sequence_method: Literal["auto", "gather_kv", "ulysses", "ring", "usp"] = "auto"
+    """How they attend; `auto` goes by the model's heads and the row's length."""
     activation_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto"
     """Activations that are recomputed in the backward pass to save memory: `selective` keeps matrix
     products and attention, `full` only each layer's input, `offload` keeps that on the host; `auto`
@@ -135,8 +151,16 @@ class TrainJob(Spec, frozen=True):
                 f"overlong: {self.objective.kind} reads texts whole, which cannot be split;"
                 " use drop, truncate or error"
             )
+        if self.nodes > 1 and not self.rendezvous:
+            raise ValueError("rendezvous: needed for nodes above 1; give HOST:PORT of one of them")
+        if self.parallel == "fsdp" and self.tuner.quantization:
+            raise ValueError(
+                f"parallel: fsdp cannot split the 4-bit weights of {self.tuner.kind}; use ddp"
+            )
         if (self.rope_scaling == "none") != (self.rope_factor is None):
             raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
+        if self.objective.is_online and self.gpus * self.nodes > 1:
+            raise ValueError(f"gpus: {self.objective.kind} samples answers in one process; use 1")
         if self.overlong in {"split", "truncate"} and isinstance(self.objective, Grpo):
             raise ValueError("overlong: a prompt cannot be cut; use drop or error")
         if self.reference == "live" and not issubclass(type(self.tuner), Adapter):

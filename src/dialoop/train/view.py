@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from dialoop.core.errors import UserError
 from dialoop.models import heads, lora
 from dialoop.train.batch import Step, collate, label_weight
 from dialoop.train.kernels import attention
@@ -24,12 +25,13 @@ from dialoop.train.kernels.cross_entropy import token_nll
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from dialoop.data.units import Unit
     from dialoop.models.embeddings import Pooling
     from dialoop.train.batch import Batch
+    from dialoop.train.parallel.shared_row import SharedRow, SharedRows
 
 PLAIN_HEADS = frozenset({"llama", "internlm3", "qwen2", "qwen3", "mistral", "smollm3"})
 """Model types whose logits are hidden states times the head, and nothing else."""
@@ -40,6 +42,10 @@ class View:
     """A model, as objectives see it."""
 
     model: PreTrainedModel
+    rows: SharedRows | None = None
+    """How several ranks share a packed row; None where this one computes it alone."""
+    root: nn.Module | None = None
+    """What every question goes through where the parameters are in shards."""
     companion: View | None = None
     """A second, frozen model: a teacher, or the policy's start where no adapter gives it."""
 
@@ -62,17 +68,29 @@ class View:
         Returns:
             (N,) float32 nats.
         """
-        with _noise(self.model, batch, noise):
-            if self.model.config.model_type in PLAIN_HEADS:
-                wanted = self.hidden(batch)[batch.rows] / temperature  # (N, D)
-                head: Any = self.model.get_output_embeddings()
-                weight = head.weight.to(wanted.dtype)
-                return token_nll(wanted, weight, batch.targets, smoothing=smoothing)
-            inputs = _inputs(self.model, batch)
-            logits = self.model(**inputs, logits_to_keep=batch.rows).logits[0]  # (N, V)
-        return F.cross_entropy(
-            logits.float() / temperature, batch.targets, reduction="none", label_smoothing=smoothing
-        )
+        shared = None if self.rows is None else self.rows.row(batch)
+        with _noise(self.model, batch, noise, shared):
+            return self._ask(self._token_nll, batch, smoothing, temperature, shared)
+
+    def _token_nll(
+        self, batch: Batch, smoothing: float, temperature: float, shared: SharedRow | None
+    ) -> Tensor:
+        rows, targets = batch.rows, batch.targets
+        if shared is not None:
+            which, rows = shared.labelled
+            targets = targets[which]
+        inputs = _inputs(self.model, batch, shared)
+        if self.model.config.model_type in PLAIN_HEADS:
+            states = self.model.get_decoder()(**inputs).last_hidden_state[0]
+            wanted = states[rows] / temperature  # (N, D)
+            head: Any = self.model.get_output_embeddings()
+            nll = token_nll(wanted, head.weight.to(wanted.dtype), targets, smoothing=smoothing)
+        else:
+            logits = self.model(**inputs, logits_to_keep=rows).logits[0].float()  # (N, V)
+            nll = F.cross_entropy(
+                logits / temperature, targets, reduction="none", label_smoothing=smoothing
+            )
+        return nll if shared is None else shared.all_labelled(nll)
 
     def token_logps(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Log p of each labelled token: (N,) float32."""
@@ -80,6 +98,11 @@ class View:
 
     def token_logits(self, batch: Batch) -> Callable[[slice], Tensor]:
         """Gives the (n, V) float32 logits of a part of the N labelled tokens."""
+        if self.rows is not None or self.root is not None:
+            raise UserError(
+                "whole distributions are not read from rows or models that ranks share",
+                hint="use --parallel ddp and --sequence_parallel 1",
+            )
         if self.model.config.model_type not in PLAIN_HEADS:
             inputs = _inputs(self.model, batch)
             logits = self.model(**inputs, logits_to_keep=batch.rows).logits[0]  # (N, V)
@@ -94,8 +117,16 @@ class View:
 
     def hidden(self, batch: Batch) -> Tensor:
         """(T, D) the states that the head reads."""
+        shared = None if self.rows is None else self.rows.row(batch)
+        return self._ask(self._hidden, batch, shared)
+
+    def _hidden(self, batch: Batch, shared: SharedRow | None) -> Tensor:
         body: Any = self.model.base_model
-        return body(**_inputs(self.model, batch)).last_hidden_state[0]
+        states = body(**_inputs(self.model, batch, shared)).last_hidden_state[0]
+        return states if shared is None else shared.all_tokens(states)
+
+    def _ask(self, question: Callable[..., Tensor], *about: object) -> Tensor:
+        return question(*about) if self.root is None else self.root(question, *about)
 
     def scores(self, batch: Batch) -> Tensor:
         """(S, L) float32, the scores of each document by the model's own head."""
@@ -128,9 +159,17 @@ class View:
 
         All are read where the first of them is predicted; see `Template.choice_row`.
         """
+        if self.rows is not None:
+            raise UserError(
+                "sequence_parallel does not know scores read from the logits of choices",
+                hint="use --sequence_parallel 1",
+            )
         places = batch.rows.view(-1, num)[:, 0]  # (S,)
-        logits = self.model(**_inputs(self.model, batch), logits_to_keep=places).logits[0]  # (S, V)
+        logits = self._ask(self._logits, batch, places)  # (S, V)
         return logits.float().gather(1, batch.targets.view(-1, num))
+
+    def _logits(self, batch: Batch, places: Tensor) -> Tensor:
+        return self.model(**_inputs(self.model, batch), logits_to_keep=places).logits[0]
 
     def reference(self, batch: Batch, measure: Callable[[View, Batch], Tensor]) -> Tensor:
         """What the reference model gives, as `measure` has it: float32, without gradient.
@@ -152,22 +191,30 @@ class View:
             self.model.train(was_training)
 
 
-def _inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+def _inputs(
+    model: PreTrainedModel, batch: Batch, shared: SharedRow | None = None
+) -> dict[str, Any]:
     is_encoder = model.config.model_type in heads.ENCODERS
     tells_texts_apart = is_encoder and model.config.type_vocab_size > 1
     segments = {"token_type_ids": batch.segments[None]} if tells_texts_apart else {}
+    ids, positions = batch.ids, batch.positions
+    if shared is not None:
+        ids, positions = ids[shared.tokens], positions[shared.tokens]
     return segments | {
-        "input_ids": batch.ids[None],
-        "position_ids": batch.positions[None] + heads.first_position(model),
+        "input_ids": ids[None],
+        "position_ids": positions[None] + heads.first_position(model),
         "use_cache": False,
         "bounds": batch.bounds,
         "cu_seqlens": batch.cu_seqlens,
         "max_seqlen": batch.max_seqlen,
+        "shared": None if shared is None else shared.attend,
     }
 
 
 @contextmanager
-def _noise(model: PreTrainedModel, batch: Batch, alpha: float) -> Generator[None]:
+def _noise(
+    model: PreTrainedModel, batch: Batch, alpha: float, shared: SharedRow | None
+) -> Generator[None]:
     """Uniform noise on the embeddings, as strong as alpha / sqrt(L D) for a document of L tokens.
 
     Source: Jain et al. 2023, arXiv:2310.05914, algorithm 1.
@@ -180,7 +227,10 @@ def _noise(model: PreTrainedModel, batch: Batch, alpha: float) -> Generator[None
     def add(_: object, __: object, embedded: Tensor) -> Tensor:
         strength = alpha / (lengths * embedded.shape[-1]).float().sqrt()
         strength = strength.repeat_interleave(lengths)[None, :, None].to(embedded.dtype)
-        return embedded + (torch.rand_like(embedded) * 2 - 1) * strength
+        like = {"dtype": embedded.dtype, "device": embedded.device}
+        noise = torch.rand(1, batch.num_tokens, embedded.shape[-1], **like) * 2 - 1
+        noise = noise * strength  # (1, T, D), the same on all ranks of the row
+        return embedded + (noise if shared is None else noise[:, shared.tokens])
 
     hook = model.get_input_embeddings().register_forward_hook(add)
     try:

@@ -42,7 +42,8 @@ def view(folders: tuple[Path, Path]) -> View:
     models = [load_model(folder, device=find("cpu"), dtype="fp32") for folder in folders]
     for model in models:
         use_packed_attention(model)
-    return View(models[0], View(models[1].requires_grad_(requires_grad=False)))
+    teacher = View(models[1].requires_grad_(requires_grad=False))
+    return View(models[0], companion=teacher)
 
 
 def batch() -> Batch:

@@ -70,7 +70,7 @@ def ours(folder: Path, objective: Grpo, made: list[Unit]) -> tuple[float, Tensor
     step, loss = Step(label_weight(made), len(made)), 0.0
     for part in (made[:3], made[3:]):
         batch = collate(part, torch.device("cpu"), step)
-        share = objective.loss(View(model, View(start)), batch).loss
+        share = objective.loss(View(model, companion=View(start)), batch).loss
         share.backward()
         loss += float(share.detach())
     return loss, grad_of(model)

@@ -17,6 +17,7 @@ from dialoop.core import device, events, jobfile
 from dialoop.data.units import Row, Unit
 from dialoop.models.load import load_model
 from dialoop.train.loop import Loop
+from dialoop.train.parallel.team import Team
 from dialoop.train.reference import precompute
 from dialoop.train.spec import TrainJob
 from dialoop.train.view import View, use_packed_attention
@@ -103,8 +104,9 @@ def ours(
 
         def measured(wanted: list[Unit], name: str) -> Any:
             return precompute(
-                start, job.objective, wanted, capacity=512, autocast=None, emit=events.ignore,
-                cache=tiny / "cache", key=json.dumps([name, objective]) + str(len(wanted)),
+                View(start), job.objective, wanted, team=Team(), capacity=512, autocast=None,
+                emit=events.ignore, cache=tiny / "cache",
+                key=json.dumps([name, objective]) + str(len(wanted)),
             )  # fmt: skip
 
         given.references = measured(units, "units")
@@ -112,6 +114,7 @@ def ours(
             given.survey_references = measured(surveyed, "survey")
     loop = Loop.__new__(Loop)
     loop.job, loop.objective, loop.model, loop.view = job, job.objective, model, View(model)
+    loop.team, loop.rollout = Team(), None
     loop.device, loop.autocast = torch.device("cpu"), None
     half = len(units) // 2
     numbers = [list(range(half)), list(range(half, len(units)))]

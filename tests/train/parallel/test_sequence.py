@@ -17,6 +17,12 @@ from dialoop.train.parallel.mesh import Mesh, layout
 from dialoop.train.parallel.methods import METHODS, Kind, choose, ulysses_size
 
 WIDTH = 8
+
+
+class Causal(torch.nn.Module):
+    is_causal = True
+
+
 ROWS = {
     "straddling": [5, 23, 9],
     "one document": [37],
@@ -50,7 +56,8 @@ def on_a_rank(
     assert sequence is not None
     method = METHODS[kind]()
     mine = spans.indices(method.split(bounds[-1], sequence)[sequence.whole.rank])
-    *qkv, grad = (x[:, mine] for x in tensors(heads, kv_heads, bounds[-1]))
+    everything = tensors(heads, kv_heads, bounds[-1])
+    *qkv, grad = (x[:, mine] for x in everything)
     leaves = [x.clone().requires_grad_() for x in qkv]
     query, key, value = leaves
     out = method.attend(query, key, value, bounds, sequence, 0.3)
@@ -64,9 +71,8 @@ def on_one_process(heads: int, kv_heads: int, bounds: tuple[int, ...]) -> list[t
     leaves = [x[None].requires_grad_() for x in qkv]
     lengths = [b - a for a, b in pairwise(bounds)]
     out, _ = packed_attention(
-        torch.nn.Identity(), leaves[0], leaves[1], leaves[2], None,
-        bounds=bounds, cu_seqlens=torch.tensor(bounds),
-        max_seqlen=max(lengths), scaling=0.3,
+        Causal(), leaves[0], leaves[1], leaves[2], None, bounds=bounds,
+        cu_seqlens=torch.tensor(bounds), max_seqlen=max(lengths), scaling=0.3,
     )  # fmt: skip
     out = out[0].transpose(0, 1)
     out.backward(grad)

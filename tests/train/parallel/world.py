@@ -1,5 +1,6 @@
 """A few gloo processes for a test module: started once, they run what they are given and answer."""
 
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,10 +30,10 @@ class World:
         answers = []
         for rank, pipe in enumerate(self._pipes):
             assert pipe.poll(SECONDS), f"rank {rank} does not answer"
-            is_good, answer = pipe.recv()
+            answers.append(pipe.recv())
+        for rank, (is_good, answer) in enumerate(answers):
             assert is_good, f"rank {rank}: {answer}"
-            answers.append(answer)
-        return answers
+        return [answer for _, answer in answers]
 
 
 @contextmanager
@@ -60,6 +61,8 @@ def _serve(rank: int, size: int, folder: Path, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
 
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", rank)):
+        os.environ[name] = str(value)  # noqa: TID251 - what a launcher does
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
     while (call := pipe.recv()) is not None:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
 NAME = "dialoop_packed"
@@ -44,6 +46,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    shared: Callable[..., Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention within documents, causal unless the layer's `is_causal` says otherwise.
@@ -60,6 +63,7 @@ def packed_attention(
         scaling: factor of the scores; 1/sqrt(D) when None.
         dropout: share of the attention weights dropped.
         sliding_window: tokens that a token may look back, where the model limits it.
+        shared: computes it where several ranks hold the row, from this rank's tokens.
         kwargs: what else transformers hands to attention functions.
 
     Returns:
@@ -68,6 +72,8 @@ def packed_attention(
     del attention_mask, kwargs
     is_causal = getattr(module, "is_causal", True)
     is_windowed = sliding_window is not None and sliding_window < max_seqlen
+    if shared is not None:
+        return shared(query, key, value, scaling, dropout=dropout, is_windowed=is_windowed), None
     if query.is_cuda and not dropout and not is_windowed and query.dtype != torch.float32:
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scaling, is_causal), None
     window = sliding_window if is_windowed else None

@@ -67,6 +67,9 @@ def joined(kind: DeviceKind, index: int = 0) -> Generator[None]:
         kind: of the devices.
         index: of this rank's device.
     """
+    if dist.is_initialized():  # by a program that runs several jobs; it ends what it began
+        yield
+        return
     place: dict[str, Any] = {} if kind == "cpu" else {"device_id": torch.device(kind, index)}
     dist.init_process_group(BACKENDS[kind], timeout=TIMEOUT, **place)
     try:

@@ -93,7 +93,7 @@ class Freeze(Tuner, frozen=True):
 
 def layer_number(name: str, other: int) -> int:
     """The decoder layer that a parameter belongs to; `other` for one outside all layers."""
-    found = re.search(r"\.layers\.(\d+)\.", name)
+    found = re.search(r"(?:^|\.)layers?\.(\d+)\.", name)
     return int(found.group(1)) if found else other
 
 

@@ -1,0 +1,185 @@
+"""However a job is shared out, each step's loss and what it learns are one process's."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.tiny import make_tiny_checkpoint
+from tests.train.parallel.world import World, world
+from tests.train.test_matrix import OBJECTIVES, curve, job
+
+from dialoop.core import events, jobfile
+from dialoop.core.errors import MachineError, UserError
+from dialoop.train.run import run
+from dialoop.train.spec import TrainJob
+
+WAYS: dict[str, dict[str, Any]] = {
+    "ddp": {"parallel": "ddp"},
+    "fsdp": {"parallel": "fsdp"},
+    "gather_kv": {"parallel": "ddp", "sequence_parallel": 2, "sequence_method": "gather_kv"},
+    "ulysses": {"parallel": "ddp", "sequence_parallel": 2, "sequence_method": "ulysses"},
+    "ring": {"parallel": "ddp", "sequence_parallel": 2, "sequence_method": "ring"},
+    "fsdp and ring": {"parallel": "fsdp", "sequence_parallel": 2, "sequence_method": "ring"},
+}
+SAMPLED = {("sft", "ddp"), ("sft", "fsdp"), ("kto", "ddp"), ("dpo", "fsdp"), ("dpo", "ring")}
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIALOOP_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[World]:
+    with world(2, tmp_path_factory.mktemp("meet")) as started:
+        yield started
+
+
+def on_a_rank(text: str) -> int:
+    return run(jobfile.parse(TrainJob, jobfile.read_yaml(text)), events.ignore).steps
+
+
+def outcome(wanted: TrainJob, two: World | None) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The loss of each step, and the weights at the end."""
+    if two is None:
+        run(wanted, events.ignore)
+    else:
+        two(on_a_rank, jobfile.dump(wanted))
+    names = {"full": "model.safetensors"}
+    weights = load_file(wanted.output / names.get(wanted.tuner.kind, "adapter_model.safetensors"))
+    return curve(wanted.output), weights
+
+
+def cells() -> Iterator[Any]:
+    for objective in sorted(OBJECTIVES):
+        for way in WAYS:
+            is_sampled = (objective, way) in SAMPLED
+            marks = () if is_sampled else (pytest.mark.matrix,)
+            yield pytest.param(objective, way, id=f"{objective}-{way}", marks=marks)
+
+
+@pytest.mark.parametrize(("objective", "way"), list(cells()))
+def test_two_ranks_learn_what_one_does(
+    objective: str, way: str, tiny: Path, tmp_path: Path, two: World
+) -> None:
+    tuner = "full" if way == "fsdp" else "lora"
+    found = []
+    for name, ranks in (("one", None), ("two", two)):
+        is_shared = "sequence_parallel" in WAYS[way]
+        accumulate = 4 if ranks is None or is_shared else 2
+        changes = {
+            "accumulate": accumulate, "max_steps": STEPS, "max_length": 64, "lr": 0.003,
+            "optim": {"lr": 0.003, "warmup": 0}, "output": str(tmp_path / name),
+        } | ({} if ranks is None else WAYS[way])  # fmt: skip
+        found.append(outcome(job(objective, tuner, tiny, tmp_path, **changes), ranks))
+    (expected, weights), (got, learned) = found
+    assert len(expected) == STEPS
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    for key, value in weights.items():  # Adam makes whole steps of gradients that round to nothing
+        assert (learned[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("is_two_first", [True, False], ids=["2 then 1", "1 then 2"])
+def test_another_number_of_ranks_goes_on(
+    way: str, is_two_first: bool, tiny: Path, tmp_path: Path, two: World
+) -> None:
+    def wanted(name: str, is_two: bool, **changes: Any) -> TrainJob:
+        parts = {"accumulate": 2, **WAYS[way]} if is_two else {"accumulate": 4}
+        return job(
+            "sft", "full", tiny, tmp_path, max_length=64, output=str(tmp_path / name),
+            optim={"lr": 0.003, "warmup": 0, "schedule": "constant"}, **parts, **changes,
+        )  # fmt: skip
+
+    expected, _ = outcome(wanted("whole", False, max_steps=4), None)
+    outcome(wanted("parts", is_two_first, max_steps=2), two if is_two_first else None)
+    second = wanted("parts", not is_two_first, max_steps=4, resume=True)
+    got, _ = outcome(second, None if is_two_first else two)
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+def started(tiny: Path, folder: Path, **changes: Any) -> TrainJob:
+    optim = {"lr": 0.003, "warmup": 0}
+    return job(
+        "sft", "lora", tiny, folder, gpus=2, accumulate=1, max_length=64, optim=optim, **changes
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's own logs
+def test_gpus_starts_processes_and_hands_on_what_they_report(tiny: Path, tmp_path: Path) -> None:
+    told: list[events.Event] = []
+    result = run(started(tiny, tmp_path, max_steps=3), told.append)
+    assert result.steps == 3
+    assert sum(isinstance(event, events.Metrics) for event in told) == 3
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's own logs
+def test_a_rank_s_error_is_the_job_s(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sequence_parallel 3 does not divide 2 ranks"):
+        run(started(tiny, tmp_path, sequence_parallel=3), events.ignore)
+
+
+def ranks_of(parent: int) -> dict[int, int]:
+    """Process ids of a launcher's ranks."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+            variables = (path.parent / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ranks = [v for v in variables if v.startswith(b"RANK=")]
+        if int(fields[1]) == parent and ranks:
+            found[int(ranks[0][5:])] = int(path.parent.name)
+    return found
+
+
+@pytest.fixture
+def running(tiny: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A job on two ranks that has begun to train and would go on for long."""
+    path = tmp_path / "job.yaml"
+    wanted = started(tiny, tmp_path, max_steps=100_000, saving={"save_steps": 100_000})
+    path.write_text(jobfile.dump(wanted))
+    command = [sys.executable, "-m", "dialoop.cli.main", "sft", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "out" / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and '"loss"' in log.read_text()):
+        time.sleep(0.1)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["rank killed", "Ctrl-C"])
+def test_when_one_ends_all_end(number: signal.Signals, running: subprocess.Popen[str]) -> None:
+    ranks = ranks_of(running.pid)
+    assert sorted(ranks) == [0, 1]
+    os.kill(ranks[1] if number == signal.SIGKILL else running.pid, number)
+    _, said = running.communicate(timeout=30)
+    if number == signal.SIGKILL:
+        assert running.returncode == MachineError.exit_code
+        assert "rank 1 of 2 ended by SIGKILL; its last words:" in said
+    else:
+        assert running.returncode == 130
+    assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()]
