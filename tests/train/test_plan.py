@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dialoop.core import jobfile
+from dialoop.core.errors import UserError
 from dialoop.train.plan import measured_flops, plan
 from dialoop.train.spec import TrainJob
 
@@ -74,3 +75,16 @@ def test_time_is_proportional_to_the_data(tmp_path: Path) -> None:
 
 def test_the_rate_of_this_machine_is_plausible() -> None:
     assert 1e9 < measured_flops("cpu", "fp32") < 1e15
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tuner": {"kind": "galore"}, "parallel": "fsdp"},
+        {"tuner": {"kind": "full"}, "optimizer": {"kind": "muon"}},
+    ],
+)
+def test_shards_of_matrices_are_refused_where_whole_ones_are_needed(changes: dict) -> None:
+    with pytest.raises(UserError, match="need whole; use ddp"):
+        job(gpus=2, **changes)
+    job(gpus=2, **(changes | {"parallel": "ddp"}))

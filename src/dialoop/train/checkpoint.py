@@ -156,7 +156,12 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
 def _map_states(
     described: dict[str, Any], change: Callable[[int, Tensor], Tensor]
 ) -> dict[str, Any]:
-    """An optimiser's state with its tensors replaced, given the number of their parameter."""
+    """An optimiser's state with its tensors replaced, given the number of their parameter.
+
+    Optimisers made of others keep theirs elsewhere; they are never in shards and stay as they are.
+    """
+    if "state" not in described:
+        return described
     states = {
         number: {
             name: change(number, value) if torch.is_tensor(value) else value

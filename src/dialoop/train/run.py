@@ -138,7 +138,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     start = f"{fingerprint(folder)} {autocast} {next(model.parameters()).dtype}"
     team = lay_out(job, model.config, device)
     root = None
-    if team.mesh is not None and _is_sharded(job):
+    if team.mesh is not None and job.shards:
         root = fsdp.shard(model, team.mesh, device.kind, autocast)
     companion = _companion(job, template, device, dtype, emit)
     view = View(model, team.rows, root, None if companion is None else View(companion))
@@ -171,11 +171,6 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     emit(Artifact("model", str(job.output)))
     emit(Artifact("report", str(result.report)))
     return result
-
-
-def _is_sharded(job: TrainJob) -> bool:
-    """Whether ranks keep shards of the model, as asked or as suits the tuner."""
-    return job.parallel == "fsdp" or (job.parallel == "auto" and job.tuner.kind == "full")
 
 
 def _begin(job: TrainJob) -> None:

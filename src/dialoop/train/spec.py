@@ -39,6 +39,12 @@ class Saving(Spec, frozen=True):
     """Steps between reports of the loss."""
 
 
+NEED_WHOLE_MATRICES = frozenset(
+    {"galore", "apollo", "lisa", "muon", "adamw_8bit", "paged_adamw_8bit"}
+)
+"""Tuners and optimisers that cannot work on shards of a matrix, or were not made to."""
+
+
 class TrainJob(Spec, frozen=True):
     """Tune a model on dialogues or text."""
 
@@ -142,6 +148,11 @@ class TrainJob(Spec, frozen=True):
     seed: int = 42
     """Seeds data order, adapter initialisation and dropout."""
 
+    @property
+    def shards(self) -> bool:
+        """Whether several processes keep shards of the model, as asked or as suits the tuner."""
+        return self.parallel == "fsdp" or (self.parallel == "auto" and self.tuner.kind == "full")
+
     @model_validator(mode="after")
     def _refuse_what_cannot_be(self) -> Self:
         """Raise on combinations that have no meaning, with the reason."""
@@ -156,6 +167,11 @@ class TrainJob(Spec, frozen=True):
         if self.parallel == "fsdp" and self.tuner.quantization:
             raise ValueError(
                 f"parallel: fsdp cannot split the 4-bit weights of {self.tuner.kind}; use ddp"
+            )
+        whole = [k for k in (self.tuner.kind, self.optimizer.kind) if k in NEED_WHOLE_MATRICES]
+        if self.shards and self.gpus * self.nodes > 1 and whole:
+            raise ValueError(
+                f"parallel: fsdp splits matrices, which {' and '.join(whole)} need whole; use ddp"
             )
         if (self.rope_scaling == "none") != (self.rope_factor is None):
             raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
