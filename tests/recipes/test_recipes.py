@@ -12,8 +12,9 @@ from dialoop.train.run import run
 from dialoop.train.spec import TrainJob
 
 PASSAGES = {"positive": "it costs {n} dollars", "negative": "a chair"}
+PAIR = {"chosen": "{n} dollars", "rejected": "no"}
 ANSWERS = {
-    "rm": {"chosen": "{n} dollars", "rejected": "no"},
+    **dict.fromkeys(("rm", "dpo", "kto", "orpo", "simpo", "cpo"), PAIR),
     "classify": {"response": "{n} dollars", "label": "{kind}"},
     "embed": PASSAGES,
     "rerank": PASSAGES,
