@@ -65,6 +65,12 @@ class SampleSet(Collection[Sample]):
             file.seek(self._offsets[row])
             return file.readline()
 
+    def origin(self, number: int) -> Origin:
+        """Where a sample was read, without reading it again."""
+        return self._origin(int(self._rows[number]))
+
+    def _origin(self, row: int) -> Origin:
+        return Origin(self._names[self._files[row]], int(self._lines[row]))
+
     def _sample(self, row: int, line: bytes) -> Sample:
-        origin = Origin(self._names[self._files[row]], int(self._lines[row]))
-        return from_json(json.loads(line), origin)
+        return from_json(json.loads(line), self._origin(row))

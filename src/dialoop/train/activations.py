@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["none", "selective", "full", "offload"]
 
-COSTLY = ("mm", "addmm", "bmm", "linear", "attention", "attn")
+COSTLY = ("mm", "linear", "attention", "attn")
 """Operators whose results are worth keeping, by parts of their names."""
 
 
@@ -57,7 +57,7 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
 
     del context, args, kwargs
     name = str(operator).split(".")[-2]
-    is_costly = any(name == part or part in name for part in COSTLY)
+    is_costly = any(part in name for part in COSTLY)
     return CheckpointPolicy.MUST_SAVE if is_costly else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -149,6 +149,11 @@ def label_weight(units: Sequence[Unit], *, rows: int | None = None) -> float:
     return float(sum(row.weights[1:].sum(dtype=np.float64) for row in counted))
 
 
+def num_rows(units: Sequence[Unit]) -> int:
+    """Rows of some units."""
+    return sum(len(unit.rows) for unit in units)
+
+
 def collate(
     units: Sequence[Unit],
     device: torch.device,

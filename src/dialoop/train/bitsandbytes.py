@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import override
 
 from dialoop.core.errors import MachineError
+from dialoop.train.optimizers import Optimizer
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer as TorchOptimizer
@@ -13,32 +16,35 @@ if TYPE_CHECKING:
     from dialoop.train.optim import Optim
 
 
-def adamw_8bit(
-    groups: list[dict[str, Any]], optim: Optim, *, kind: str, devices: tuple[str, ...]
-) -> TorchOptimizer:
+class EightBit(Optimizer, frozen=True):
     """AdamW whose two states are kept in 8 bits, in blocks of 256 with a scale each.
 
-    Args:
-        groups: the parameters; those of fewer than 4096 numbers keep float32 states.
-        optim: decay rates.
-        kind: name of the option, for messages.
-        devices: where it runs.
-
-    Raises:
-        MachineError: the package is missing, or the device is of another kind.
+    Parameters of fewer than 4096 numbers keep float32 states.
     """
-    if find_spec("bitsandbytes") is None:
-        raise MachineError(
-            f"the optimiser {kind} needs the package `bitsandbytes`, which is not installed",
-            hint="pip install 'dialoop[qlora]', or use --optimizer adamw",
-        )
-    place = groups[0]["params"][0].device.type
-    if place not in devices:
-        raise MachineError(
-            f"the optimiser {kind} runs on {' or '.join(devices)}, and the job on `{place}`",
-            hint="use --optimizer adamw, or another --device",
-        )
-    from bitsandbytes.optim.adamw import AdamW8bit
 
-    betas, is_paged = (optim.beta1, optim.beta2), kind.startswith("paged")
-    return AdamW8bit(groups, betas=betas, is_paged=is_paged)
+    devices: ClassVar[tuple[str, ...]]
+    """Where it runs."""
+    is_paged: ClassVar[bool] = False
+    """Whether states may leave the device."""
+    state_bytes: ClassVar[float] = 2 + 2 * 4 / 256
+    needs_whole_matrices: ClassVar[bool] = True
+    is_elementwise: ClassVar[bool] = True
+
+    @override
+    def build(self, groups: list[dict[str, Any]], optim: Optim) -> TorchOptimizer:
+        if find_spec("bitsandbytes") is None:
+            raise MachineError(
+                f"the optimiser {self.kind} needs the package `bitsandbytes`, which is not"
+                " installed",
+                hint="pip install 'dialoop[qlora]', or use --optimizer adamw",
+            )
+        place = groups[0]["params"][0].device.type
+        if place not in self.devices:
+            raise MachineError(
+                f"the optimiser {self.kind} runs on {' or '.join(self.devices)}, and the job on"
+                f" `{place}`",
+                hint="use --optimizer adamw, or another --device",
+            )
+        from bitsandbytes.optim.adamw import AdamW8bit
+
+        return AdamW8bit(groups, betas=(optim.beta1, optim.beta2), is_paged=self.is_paged)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, Metrics, Progress
 from dialoop.data.pack import best_fit
 from dialoop.train import checkpoint
-from dialoop.train.batch import Step, collate, label_weight
+from dialoop.train.batch import Step, collate, label_weight, num_rows
 from dialoop.train.checkpoint import Position
 from dialoop.train.parallel.fsdp import whole
 from dialoop.train.schedule import epoch_bins, prompt_bins, rate
@@ -161,13 +162,13 @@ class Loop:
             state = checkpoint.random_state()
             step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
             checkpoint.set_random_state(state)  # dropout falls on the same places again
+        places = [0, *accumulate(map(num_rows, parts))]
         totals: dict[str, Tensor] = {}
         for turn in self.team.deal(len(group)):
             part, share = parts[turn.index], self.team.share(turn)
-            place = sum(len(unit.rows) for before in parts[: turn.index] for unit in before)
             references = units.references
             known = None if references is None else references.of(group[turn.index])
-            batch = collate(part, self.device, step, place=place, reference=known)
+            batch = collate(part, self.device, step, place=places[turn.index], reference=known)
             with self._computing():
                 outcome = self.objective.loss(self.view, batch)
             if train:
@@ -180,21 +181,16 @@ class Loop:
 
     @torch.no_grad()
     def _survey(self, units: TrainingSet, group: list[list[int]], step: Step) -> Tensor:
+        parts = [[self.objective.survey_unit(units, n) for n in numbers] for numbers in group]
         found: dict[int, Tensor] = {}
         for turn in self.team.deal(len(group)):
-            numbers = group[turn.index]
-            part = [self.objective.survey_unit(units, n) for n in numbers]
             known = units.survey_references
-            reference = None if known is None else known.of(numbers)
-            batch = collate(part, self.device, step, reference=reference)
+            reference = None if known is None else known.of(group[turn.index])
+            batch = collate(parts[turn.index], self.device, step, reference=reference)
             with self._computing():
                 surveyed = self.objective.survey(self.view, batch)
             found[-1 if turn.is_idle else turn.index] = surveyed
-        sizes = [
-            sum(len(self.objective.survey_unit(units, n).rows) for n in numbers)
-            for numbers in group
-        ]
-        return self.team.assemble(found, sizes)
+        return self.team.assemble(found, [num_rows(part) for part in parts])
 
     def _computing(self) -> torch.autocast:
         kind = self.autocast

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 from typing_extensions import override
 
-from dialoop.train.tuners import Tuner
+from dialoop.train.whole_model import WholeModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch.optim import Optimizer as TorchOptimizer
     from transformers import PreTrainedModel
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from dialoop.train.subspace import Subspace
 
 
-class Projected(Tuner, frozen=True):
+class Projected(WholeModel, frozen=True):
     """Full training whose optimiser sees a projection of each matrix's gradient."""
 
     rank: PositiveInt = 128
@@ -38,6 +36,7 @@ class Projected(Tuner, frozen=True):
     memory; needs `accumulate` 1 and no clipping."""
 
     default_lr: ClassVar[float] = 1e-4
+    needs_whole_matrices: ClassVar[bool] = True
     projects: ClassVar[bool] = False
     """Whether the projection itself is kept in memory."""
 
@@ -97,19 +96,6 @@ class Projected(Tuner, frozen=True):
         if self.per_layer:
             made.step_in_backward()
         return made
-
-    @override
-    def save(self, model: PreTrainedModel, folder: Path, base: str, dtype: str) -> None:
-        """Write a whole checkpoint's weights and config in the job's type, from a copy."""
-        from dialoop.models.save import save_weights
-
-        del base
-        save_weights(model, folder, dtype)
-
-    @override
-    def num_trained(self, facts: ModelFacts) -> int:
-        """All of them."""
-        return facts.num_parameters
 
     @override
     def weight_bytes(self, facts: ModelFacts, compute_bytes: int) -> int:

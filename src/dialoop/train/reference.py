@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from dialoop.train.view import View
 
 
+LAYOUT = 2
+"""Version of the files below; another version is made anew."""
+
+
 class References:
     """Numbers of rows, by unit.
 
@@ -49,7 +53,8 @@ class References:
 def precompute(
     view: View,
     objective: Objective,
-    units: list[Unit],
+    unit: Callable[[int], Unit],
+    count: int,
     *,
     capacity: int,
     autocast: torch.dtype | None,
@@ -63,7 +68,8 @@ def precompute(
     Args:
         view: of the policy at its start.
         objective: says what is measured.
-        units: all units, in order.
+        unit: gives a unit by its number; asked only where the result is not known.
+        count: how many units there are.
         capacity: tokens of a packed row.
         autocast: compute type, where the weights are wider.
         cache: folder of results, which may be deleted at any time.
@@ -71,16 +77,17 @@ def precompute(
         emit: receives progress.
         team: the ranks that share the work.
     """
-    counts = [len(unit.rows) for unit in units]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    name = hashlib.sha256(f"{key} {objective.measure_key}".encode()).hexdigest()[:32]
+    name = f"{LAYOUT} {key} {objective.measure_key}"
+    name = hashlib.sha256(name.encode()).hexdigest()[:32]
     folder = cache / f"references-{name}"
     if not team.agree((folder / "values.npy").exists()):
+        units = [unit(number) for number in range(count)]
+        starts = np.concatenate([[0], np.cumsum([len(one.rows) for one in units])])
         values = np.zeros(starts[-1], np.float32)
         model, was_training = view.model, view.model.training
         model.eval()
         device = next(model.parameters()).device
-        lengths = np.asarray([len(unit) for unit in units])
+        lengths = np.asarray([len(one) for one in units])
         bins = best_fit(lengths, max(capacity, int(lengths.max())))
         for done, turn in enumerate(team.deal(len(bins)), 1):
             numbers = bins[turn.index]
@@ -96,5 +103,6 @@ def precompute(
         if team.is_leader:
             with new_folder(folder) as new:
                 np.save(new / "values.npy", everyone.cpu().numpy())
+                np.save(new / "starts.npy", starts)
         team.wait()
-    return References(np.load(folder / "values.npy"), starts)
+    return References(np.load(folder / "values.npy"), np.load(folder / "starts.npy"))

@@ -46,8 +46,8 @@ class UnitSamples:
     def __init__(self, samples: SampleSet, rows: TokenRows) -> None:
         dropped = deque(item.origin for item in rows.dropped)
         self._samples, self._kept = samples, list[int]()
-        for number, sample in enumerate(samples):
-            if dropped and sample.origin == dropped[0]:
+        for number in range(len(samples)):
+            if dropped and samples.origin(number) == dropped[0]:
                 dropped.popleft()
             else:
                 self._kept.append(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dialoop.chat.template import Template
@@ -233,13 +234,13 @@ def _with_references(
         return TrainingSet(rows, samples=UnitSamples(samples, rows))
     if not objective.needs_reference or job.reference == "live":
         return units
-    numbers = range(len(units))
 
-    def measured(name: str, wanted: list[Unit]) -> References:
+    def measured(name: str, unit: Callable[[int], Unit]) -> References:
         return precompute(
             view,
             objective,
-            wanted,
+            unit,
+            len(units),
             capacity=job.batch_size * job.max_length,
             autocast=autocast,
             cache=env.home() / "references",
@@ -248,10 +249,10 @@ def _with_references(
             team=team,
         )
 
-    own = measured("units", [units[n] for n in numbers])
+    own = measured("units", units.__getitem__)
     surveyed = None
     if objective.surveys:
-        surveyed = measured("survey", [objective.survey_unit(units, n) for n in numbers])
+        surveyed = measured("survey", partial(objective.survey_unit, units))
     return TrainingSet(rows, own, surveyed)
 
 

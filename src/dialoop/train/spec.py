@@ -39,12 +39,6 @@ class Saving(Spec, frozen=True):
     """Steps between reports of the loss."""
 
 
-NEED_WHOLE_MATRICES = frozenset(
-    {"galore", "apollo", "lisa", "muon", "adamw_8bit", "paged_adamw_8bit"}
-)
-"""Tuners and optimisers that cannot work on shards of a matrix, or were not made to."""
-
-
 class TrainJob(Spec, frozen=True):
     """Tune a model on dialogues or text."""
 
@@ -168,7 +162,7 @@ class TrainJob(Spec, frozen=True):
             raise ValueError(
                 f"parallel: fsdp cannot split the 4-bit weights of {self.tuner.kind}; use ddp"
             )
-        whole = [k for k in (self.tuner.kind, self.optimizer.kind) if k in NEED_WHOLE_MATRICES]
+        whole = [one.kind for one in (self.tuner, self.optimizer) if one.needs_whole_matrices]
         if self.shards and self.gpus * self.nodes > 1 and whole:
             raise ValueError(
                 f"parallel: fsdp splits matrices, which {' and '.join(whole)} need whole; use ddp"
@@ -179,7 +173,7 @@ class TrainJob(Spec, frozen=True):
             raise ValueError(f"gpus: {self.objective.kind} samples answers in one process; use 1")
         if self.overlong in {"split", "truncate"} and isinstance(self.objective, Grpo):
             raise ValueError("overlong: a prompt cannot be cut; use drop or error")
-        if self.reference == "live" and not issubclass(type(self.tuner), Adapter):
+        if self.reference == "live" and not isinstance(self.tuner, Adapter):
             raise ValueError(
                 f"reference: `live` switches an adapter off, and {self.tuner.kind} has none;"
                 " use precomputed"

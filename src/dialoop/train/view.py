@@ -246,15 +246,12 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def packed_nll(
-    model: PreTrainedModel, rows: Iterable[Sequence[Unit]], *, autocast: torch.dtype | None = None
-) -> tuple[float, float]:
+def packed_nll(model: PreTrainedModel, rows: Iterable[Sequence[Unit]]) -> tuple[float, float]:
     """Total loss of packed units without gradients.
 
     Args:
         model: a model that uses packed attention.
         rows: the units of each packed row.
-        autocast: compute type, where the weights are kept in a wider one.
 
     Returns:
         The weighted sum of -log p over labelled tokens in nats, and the sum of their weights.
@@ -267,8 +264,7 @@ def packed_nll(
         batch = collate(units, device, Step(label_weight(units), len(units)))
         if not len(batch.targets):
             continue
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            nll = View(model).token_nll(batch)
+        nll = View(model).token_nll(batch)
         total += float((nll.double() * batch.weights).sum())
         weight += float(batch.weights.double().sum())
     model.train(was_training)

@@ -15,7 +15,6 @@ from tests.train.small import (
     logits,
     losses,
     ours,
-    write_dialogues,
 )
 
 from dialoop.core import events
@@ -43,16 +42,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "new tokens": {"kind": "lora", "rank": 4, "new_tokens": ["<|price|>", "<|lamp|>"]},
     "copies": {"kind": "lora", "rank": 4, "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def dialogues(tmp_path: Path) -> Path:
-    return write_dialogues(tmp_path / "data.jsonl")
 
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])

@@ -13,7 +13,6 @@ from tests.train.small import (
     job,
     logits,
     ours,
-    write_dialogues,
 )
 
 from dialoop.core import events
@@ -32,19 +31,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return make_tiny_checkpoint(tmp_path / "tiny", hidden=32, layers=4)
-
-
-@pytest.fixture
-def dialogues(tmp_path: Path) -> Path:
-    return write_dialogues(tmp_path / "data.jsonl")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -14,7 +14,6 @@ from tests.train.small import (
     logits,
     losses,
     ours,
-    write_dialogues,
 )
 from torch import Tensor
 
@@ -36,19 +35,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return make_tiny_checkpoint(tmp_path / "tiny", hidden=32)
-
-
-@pytest.fixture
-def dialogues(tmp_path: Path) -> Path:
-    return write_dialogues(tmp_path / "data.jsonl")
 
 
 @pytest.mark.parametrize("name", KINDS)

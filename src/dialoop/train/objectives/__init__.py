@@ -70,8 +70,6 @@ class Objective(Option, frozen=True):
     """Kinds of sample that it can learn from."""
     num_rows: ClassVar[int] = 1
     """Rows of a unit; 0 when that varies."""
-    surveys: ClassVar[bool] = False
-    """Whether `survey` is needed before the loss."""
     needs_reference: ClassVar[bool] = False
     """Whether rows are compared with the model as it was at the start."""
 
@@ -119,6 +117,11 @@ class Objective(Option, frozen=True):
             UserError: it does not serve.
             UpstreamError: it is not there.
         """
+
+    @property
+    def surveys(self) -> bool:
+        """Whether `survey` is needed before the loss."""
+        return False
 
     @abstractmethod
     def encode(self, sample: Sample, template: Template) -> list[Unit]:

@@ -68,7 +68,6 @@ class Embed(Objective, frozen=True):
 
     accepts: ClassVar = frozenset({"retrieval"})
     num_rows: ClassVar = 0
-    surveys: ClassVar = True
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> Self:
@@ -77,6 +76,12 @@ class Embed(Objective, frozen=True):
         if not self.in_batch and not self.num_negatives:
             raise ValueError("in_batch: without it a query needs num_negatives above 0")
         return self
+
+    @property
+    @override
+    def surveys(self) -> bool:
+        """All texts of the step meet."""
+        return True
 
     @property
     @override

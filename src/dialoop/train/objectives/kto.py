@@ -42,8 +42,13 @@ class Kto(Objective, frozen=True):
     """Weight of unwanted answers."""
 
     accepts: ClassVar = frozenset({"unpaired", "preference"})
-    surveys: ClassVar = True
     needs_reference: ClassVar = True
+
+    @property
+    @override
+    def surveys(self) -> bool:
+        """For the reference point, where there is one."""
+        return self.loss_type == "kto"
 
     @override
     def encode(self, sample: Sample, template: Template) -> list[Unit]:
@@ -76,7 +81,7 @@ class Kto(Objective, frozen=True):
 
         ratio = view.sequence_logps(batch) - view.reference(batch, self.measure)  # (U,)
         zero = torch.zeros((), device=ratio.device)
-        if self.loss_type == "kto" and batch.step.surveyed is not None:
+        if batch.step.surveyed is not None:
             zero = batch.step.surveyed.mean().clamp(min=0)
         wanted = batch.values > 0
         sign = torch.where(wanted, 1.0, -1.0)

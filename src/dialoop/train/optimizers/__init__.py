@@ -20,6 +20,8 @@ class Optimizer(Option, frozen=True):
     """Memory of its state for each trained parameter."""
     unused: ClassVar[frozenset[str]] = frozenset()
     """Fields of `optim` that mean nothing to it."""
+    needs_whole_matrices: ClassVar[bool] = False
+    """Whether it cannot work, or was not made to, on shards of a matrix."""
     is_elementwise: ClassVar[bool] = False
     """Whether each number moves by its own history, so that it may work in a subspace."""
 

@@ -31,6 +31,7 @@ class Muon(Optimizer, frozen=True):
     """Newton-Schulz iterations."""
 
     state_bytes: ClassVar[float] = 4
+    needs_whole_matrices: ClassVar[bool] = True
 
     @override
     def build(self, groups: list[dict[str, Any]], optim: Optim) -> TorchOptimizer:

@@ -31,6 +31,8 @@ class Tuner(Option, frozen=True):
     """Whether the result is a whole model; otherwise it is an adapter."""
     autocasts: ClassVar[bool] = True
     """Whether weights that are wider than the job's type do the computing, by autocast."""
+    needs_whole_matrices: ClassVar[bool] = False
+    """Whether it cannot work, or was not made to, on shards of a matrix."""
     default_lr: ClassVar[float]
     """Peak learning rate when the job names none."""
 

@@ -9,11 +9,9 @@ from pydantic import Field
 from typing_extensions import override
 
 from dialoop.core.errors import UserError
-from dialoop.train.tuners import Tuner
+from dialoop.train.whole_model import WholeModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel
 
     from dialoop.models.spec import ModelFacts
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from dialoop.train.optimizers import Optimizer
 
 
-class Freeze(Tuner, frozen=True):
+class Freeze(WholeModel, frozen=True):
     """Train the last layers, or the parameters that patterns name; the rest is frozen."""
 
     kind: Literal["freeze"] = "freeze"
@@ -49,14 +47,6 @@ class Freeze(Tuner, frozen=True):
             if name in chosen:
                 p.data = p.data.float()
                 p.requires_grad_()
-
-    @override
-    def save(self, model: PreTrainedModel, folder: Path, base: str, dtype: str) -> None:
-        """Write a whole checkpoint's weights and config in the job's type, from a copy."""
-        from dialoop.models.save import save_weights
-
-        del base
-        save_weights(model, folder, dtype)
 
     @override
     def num_trained(self, facts: ModelFacts) -> int:

@@ -14,11 +14,10 @@ from pydantic import PositiveInt
 from typing_extensions import override
 
 from dialoop.core.errors import UserError
-from dialoop.train.tuners import Tuner
+from dialoop.train.whole_model import WholeModel
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
     from torch.optim import Optimizer as TorchOptimizer
     from transformers import PreTrainedModel
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from dialoop.train.optimizers import Optimizer
 
 
-class Lisa(Tuner, frozen=True):
+class Lisa(WholeModel, frozen=True):
     """Train embedding, head and a few layers, drawn anew every few steps."""
 
     kind: Literal["lisa"] = "lisa"
@@ -38,6 +37,7 @@ class Lisa(Tuner, frozen=True):
     """Steps between draws."""
 
     default_lr: ClassVar[float] = 1e-5
+    needs_whole_matrices: ClassVar[bool] = True
 
     @override
     def refuse(self, *, optimizer: Optimizer, optim: Optim, accumulate: int, dtype: str) -> None:
@@ -86,27 +86,9 @@ class Lisa(Tuner, frozen=True):
         return frozenset(random.choice(num_layers, self.layers, replace=False).tolist())
 
     @override
-    def save(self, model: PreTrainedModel, folder: Path, base: str, dtype: str) -> None:
-        """Write a whole checkpoint's weights and config in the job's type, from a copy."""
-        from dialoop.models.save import save_weights
-
-        del base
-        save_weights(model, folder, dtype)
-
-    @override
     def num_trained(self, facts: ModelFacts) -> int:
         """Those that move at one time."""
         return facts.num_parameters - self._num_resting(facts)
-
-    @override
-    def weight_bytes(self, facts: ModelFacts, compute_bytes: int) -> int:
-        """Float32 weights, and the copy that autocast keeps for the backward pass."""
-        return facts.num_parameters * (4 + (compute_bytes if compute_bytes < 4 else 0))
-
-    @override
-    def state_bytes(self, facts: ModelFacts, optimizer: Optimizer) -> int:
-        """Gradients and states of the layers that move."""
-        return int(self.num_trained(facts) * (4 + optimizer.state_bytes))
 
     def _num_resting(self, facts: ModelFacts) -> int:
         in_layers = sum(e * d for e, d in facts.linear_shapes().values())
