@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dialoop.core.errors import UserError
 from dialoop.data.jsonstream import Damaged, Stream, elements
 from dialoop.data.read import Record, Rejected, Skipped, read
+from dialoop.data.tables import looks_like_table
 
 ROWS = [{"instruction": f"问题 {n}：怎么退货？", "output": f"答案 {n}\n第二行"} for n in range(20)]
 
@@ -247,3 +248,8 @@ def test_any_bytes_are_read_or_refused(
             assert isinstance(item, Record | Rejected)
     except UserError as error:
         assert error.hint  # noqa: PT017
+
+
+@pytest.mark.parametrize("head", ['"', '"query,response\n', 'query,"response'])
+def test_a_first_line_with_an_open_quote_is_no_header(head: str) -> None:
+    assert not looks_like_table(head)

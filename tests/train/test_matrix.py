@@ -104,3 +104,18 @@ def test_the_loss_of_a_batch_falls(objective: str, tuner: str, tiny: Path, tmp_p
         return
     losses = curve(tmp_path / "out")
     assert min(losses[-2:]) < losses[0]
+
+
+@pytest.mark.parametrize("objective", ["embed", "kto", "dpo", "rm", "sft"])
+def test_accumulation_does_not_change_a_step(objective: str, tiny: Path, tmp_path: Path) -> None:
+    """All units in one packed row, or in many: the loss, and the gradient's norm to 1e-4."""
+
+    def first(name: str, **changes: Any) -> tuple[float, float]:
+        folder = tmp_path / name
+        folder.mkdir()
+        run(job(objective, "full", tiny, folder, max_steps=1, **changes), events.ignore)
+        return curve(folder / "out")[0], curve(folder / "out", "grad_norm")[0]
+
+    one = first("one", accumulate=1, batch_size=100)
+    many = first("many", accumulate=100, max_length=40)
+    assert many == pytest.approx(one, rel=1e-4)

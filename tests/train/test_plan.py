@@ -81,6 +81,8 @@ def test_the_rate_of_this_machine_is_plausible() -> None:
     "changes",
     [
         {"tuner": {"kind": "galore"}, "parallel": "fsdp"},
+        {"tuner": {"kind": "lisa"}, "parallel": "fsdp"},
+        {"tuner": {"kind": "full"}, "optimizer": {"kind": "adamw_8bit"}},
         {"tuner": {"kind": "full"}, "optimizer": {"kind": "muon"}},
     ],
 )

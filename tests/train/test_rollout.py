@@ -250,3 +250,15 @@ def test_a_teacher_s_own_answers_are_learned(tiny: Path, tmp_path: Path) -> None
         run(jobfile.parse(TrainJob, wanted), events.ignore)
         told.append(metrics(tmp_path / f"out-{lmbda}")[0]["own_share"])
     assert told == [0, 1]
+
+
+def test_the_frozen_start_of_a_stretched_model_is_stretched_too(tiny: Path, tmp_path: Path) -> None:
+    scaled = {"rope_scaling": "linear", "rope_factor": 4, "tuner": {"kind": "full"}}
+    run(job(tiny, tmp_path, "out", objective={"beta": 0.1}, max_steps=1, **scaled), events.ignore)
+    assert metrics(tmp_path / "out")[0]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_reference_that_no_adapter_gives_is_refused(tiny: Path, tmp_path: Path) -> None:
+    continued = {"kind": "lora", "adapter": str(tmp_path)}
+    with pytest.raises(UserError, match="gives the model before it"):
+        job(tiny, tmp_path, "out", objective={"beta": 0.1}, tuner=continued)

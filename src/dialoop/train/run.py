@@ -316,6 +316,8 @@ def _companion(
     folder = sources.resolve(wanted.model, emit)
     check_vocabulary(template.tokenizer, load_tokenizer(text_folder(folder)), wanted.model)
     model = load_model(folder, device=device, dtype=dtype, quantization=wanted.quantization)
+    if wanted.model == job.model and job.rope_factor is not None:
+        rope.scale(model, job.rope_scaling, job.rope_factor)
     use_packed_attention(model)
     return model.requires_grad_(requires_grad=False)
 
@@ -333,7 +335,7 @@ def _rollout(
     from dialoop.train.rollouts import Policy
 
     if (longest := job.max_length + objective.rollout.max_new_tokens) > (
-        limit := model.config.max_position_embeddings
+        limit := rope.longest(model)
     ):
         raise UserError(
             f"max_length with max_new_tokens is {longest}, above the model's {limit} positions",

@@ -171,6 +171,12 @@ class TrainJob(Spec, frozen=True):
             raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
         if self.objective.is_online and self.gpus * self.nodes > 1:
             raise ValueError(f"gpus: {self.objective.kind} samples answers in one process; use 1")
+        is_continued = isinstance(self.tuner, Adapter) and self.tuner.adapter is not None
+        if isinstance(self.objective, Grpo) and self.objective.beta and is_continued:
+            raise ValueError(
+                "objective.beta: switching off an adapter that is trained on gives the model before"
+                " it, not the one at the start; use beta 0, or merge the adapter first"
+            )
         if self.overlong in {"split", "truncate"} and isinstance(self.objective, Grpo):
             raise ValueError("overlong: a prompt cannot be cut; use drop or error")
         if self.reference == "live" and not isinstance(self.tuner, Adapter):

@@ -81,14 +81,20 @@ def rows(ids: Any, learned: Any, present: Any) -> list[Row]:
 
 
 def ours(
-    tiny: Path, model: Any, objective: dict[str, Any], units: list[Unit], surveyed: Any = None
+    tiny: Path,
+    model: Any,
+    objective: dict[str, Any],
+    units: list[Unit],
+    surveyed: Any = None,
+    *,
+    start_moved: float = 0.0,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step, its units dealt over two micro-batches."""
     job = jobfile.parse(TrainJob, {
         "model": str(tiny), "data": {"dataset": ["x"]}, "output": "unused", "max_length": 512,
         "tuner": {"kind": "full"}, "objective": objective, "device": "cpu", "dtype": "fp32",
     })  # fmt: skip
-    start = load(tiny)
+    start = load(tiny, start_moved)
     use_packed_attention(model)
     use_packed_attention(start)
 
@@ -106,7 +112,7 @@ def ours(
             return precompute(
                 View(start), job.objective, wanted.__getitem__, len(wanted), team=Team(),
                 capacity=512, autocast=None, emit=events.ignore, cache=tiny / "cache",
-                key=json.dumps([name, objective]) + str(len(wanted)),
+                key=json.dumps([name, objective, start_moved]) + str(len(wanted)),
             )  # fmt: skip
 
         given.references = measured(units, "units")
@@ -168,17 +174,22 @@ def test_dpo(mine: dict[str, Any], trl: dict[str, Any], tiny: Path, tmp_path: Pa
     assert_same(loss, gradients, trainer.compute_loss(trainer.model, batch), trainer.model)
 
 
-@pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
-def test_kto(loss_type: str, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss_type", "moved", "start_moved"),
+    [("kto", 0.05, 0.0), ("kto", 0.0, 0.05), ("apo_zero_unpaired", 0.05, 0.0)],
+    ids=["kto below its start", "kto above its start", "apo"],
+)
+def test_kto(loss_type: str, moved: float, start_moved: float, tiny: Path, tmp_path: Path) -> None:
+    """Above its start the reference point is above zero; below, it is held at zero."""
     from datasets import Dataset
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    model = load(tiny, 0.05)
+    model = load(tiny, moved)
     policy = copy.deepcopy(model)
     settings = {"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.8}
     trainer: Any = KTOTrainer(
-        model, ref_model=load(tiny).eval(),
+        model, ref_model=load(tiny, start_moved).eval(),
         args=arguments(KTOConfig, tmp_path, loss_type=loss_type, **settings),
         train_dataset=Dataset.from_list(JUDGED), processing_class=tokenizer(tiny),
     )  # fmt: skip
@@ -192,8 +203,9 @@ def test_kto(loss_type: str, tiny: Path, tmp_path: Path) -> None:
     else:
         surveyed = units
     objective = {"kind": "kto", "loss_type": loss_type, **settings}
-    loss, gradients = ours(tiny, policy, objective, units, surveyed)
+    loss, gradients = ours(tiny, policy, objective, units, surveyed, start_moved=start_moved)
     assert_same(loss, gradients, trainer.compute_loss(trainer.model, batch), trainer.model)
+    assert (trainer._metrics["train"]["kl"][-1] > 0) == (start_moved > 0)
 
 
 def padded_pairs() -> tuple[list[Unit], dict[str, torch.Tensor]]:
