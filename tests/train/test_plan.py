@@ -90,3 +90,15 @@ def test_shards_of_matrices_are_refused_where_whole_ones_are_needed(changes: dic
     with pytest.raises(UserError, match="need whole; use ddp"):
         job(gpus=2, **changes)
     job(gpus=2, **(changes | {"parallel": "ddp"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "live"}, "sft has none to choose"),
+        ({"sequence_method": "ring"}, "set sequence_parallel"),
+    ],
+)
+def test_settings_that_would_say_nothing_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        job(**changes)

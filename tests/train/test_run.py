@@ -246,3 +246,8 @@ def test_a_run_of_few_steps_is_told(tiny: Path, dialogues: Path, tmp_path: Path)
     run(job(tiny, dialogues, tmp_path / "few", max_steps=2), told.append)
     warnings = [e.text for e in told if isinstance(e, events.Note) and e.level == "warning"]
     assert any("2 optimiser steps, which teach little" in text for text in warnings)
+
+
+def test_shards_on_one_process_are_refused(tiny: Path, dialogues: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to share a model with"):
+        run(job(tiny, dialogues, tmp_path / "out", parallel="fsdp"), events.ignore)

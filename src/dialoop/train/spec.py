@@ -179,6 +179,13 @@ class TrainJob(Spec, frozen=True):
             )
         if self.overlong in {"split", "truncate"} and isinstance(self.objective, Grpo):
             raise ValueError("overlong: a prompt cannot be cut; use drop or error")
+        if self.sequence_method != "auto" and self.sequence_parallel == 1:
+            raise ValueError(
+                f"sequence_method: {self.sequence_method} needs several processes for each row; set"
+                " sequence_parallel"
+            )
+        if self.reference == "live" and not self.objective.needs_reference:
+            raise ValueError(f"reference: {self.objective.kind} has none to choose; leave it out")
         if self.reference == "live" and not isinstance(self.tuner, Adapter):
             raise ValueError(
                 f"reference: `live` switches an adapter off, and {self.tuner.kind} has none;"

@@ -158,6 +158,11 @@ def gathered(job: TrainJob, device: Device) -> Generator[None]:
             f"sequence_parallel {job.sequence_parallel} does not divide {size} ranks",
             hint="start as many with --gpus, or use a divisor",
         )
+    if size == 1 and job.parallel == "fsdp":
+        raise UserError(
+            "parallel: one process has nothing to share a model with",
+            hint="start several with --gpus, or leave --parallel out",
+        )
     if size == 1:
         yield
         return
