@@ -30,7 +30,7 @@ def step(tiny: Path, mode: Mode) -> tuple[dict[str, torch.Tensor], int]:
     lora.attach(model, lora.LoraConfig(rank=4), seed=0)
     for layer in lora.layers(model).values():
         torch.nn.init.normal_(layer.lora_B, std=0.1, generator=torch.Generator().manual_seed(0))
-    recompute(model, mode)
+    recompute(model, mode, "cpu")
     random = np.random.default_rng(0)
     units = [
         Unit((Row(random.integers(5, 60, n).astype(np.int32), np.ones(n, np.float32)),))

@@ -101,6 +101,8 @@ def _device(job: TrainJob) -> Device:
 
 
 def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> TrainResult:
+    import torch
+
     from dialoop.train import report
     from dialoop.train.activations import recompute
     from dialoop.train.loop import Loop
@@ -134,13 +136,15 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     memory_mode = choose_mode(job, facts_of(str(folder)), device, dtype)
     emit(Note(f"activations: {memory_mode}"))
     model = _prepare(job, folder, device, dtype, template)
-    recompute(model, memory_mode)
+    recompute(model, memory_mode, device.kind)
     autocast = _autocast(job, dtype)
     start = f"{fingerprint(folder)} {autocast} {next(model.parameters()).dtype}"
     team = lay_out(job, model.config, device)
     root = None
     if team.mesh is not None and job.shards:
-        root = fsdp.shard(model, team.mesh, device.kind, autocast)
+        place = torch.device(device.torch_name)
+        frees = job.parallel != "zero2"
+        root = fsdp.shard(model, team.mesh, place, autocast, frees=frees, offload=job.offload)
     companion = _companion(job, template, device, dtype, emit)
     view = View(model, team.rows, root, None if companion is None else View(companion))
     training = _with_references(job, rows, loaded.train, view, team, start, autocast, emit)
@@ -164,7 +168,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     started = time.monotonic()
     at = loop.fit()
     emit(Stage("save the result"))
-    fsdp.collect(model)
+    fsdp.collect(model, keep=team.is_leader)
     result = _result(job, loop, at, time.monotonic() - started)
     if team.is_leader:
         _save(job, model, folder, texts, dtype, loaded, template)
@@ -274,9 +278,10 @@ def _prepare(
 
     torch.manual_seed(job.seed)
     head = job.objective.head
+    cut = job.shards and (env.world_size() > 1 or job.offload) and not job.tuner.quantization
     model = load_model(
         folder,
-        device=device,
+        device=devices.find("cpu") if cut else device,  # shards move to the device by layers
         dtype=dtype,
         quantization=job.tuner.quantization,
         head=head,
