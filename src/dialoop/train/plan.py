@@ -12,7 +12,7 @@ from dialoop.core import device as devices
 from dialoop.core.errors import MachineError
 from dialoop.models.facts import facts_of
 from dialoop.models.spec import DTYPE_BYTES
-from dialoop.train.activations import bytes_a_token
+from dialoop.train.activations import needed_bytes
 from dialoop.train.online import Online
 from dialoop.train.spec import TrainPlan
 
@@ -40,7 +40,7 @@ def plan(job: TrainJob) -> TrainPlan:
     """Predict a job from the model's shape; the weights need not be on this machine.
 
     Memory is weights + gradients and optimiser states of what is trained + activations kept for the
-    backward pass (see `activations.bytes_a_token`).
+    backward pass (see `activations.needed_bytes`).
 
     Raises:
         UserError: the model's name is unknown.
@@ -65,7 +65,8 @@ def plan(job: TrainJob) -> TrainPlan:
         f" {_gib(states)}{_shared(job, rest)}, activations {_gib(activations)} (estimate)",
         "step": _step(job),
         "packing": "on: documents share rows without padding and do not see one another",
-        "activations": f"{mode}: {MODES[mode]}",
+        "activations": f"{mode}: {MODES[mode]}{_tiles(job)}",
+        "compiled": "each layer, at its first use" if job.compile else "no (--compile)",
         "schedule": f"{job.epochs:g} epochs, {job.optim.schedule},"
         f" peak rate {job.optim.lr or job.tuner.default_lr:g}",
         "data": f"{', '.join(job.data.dataset)}; validation {job.data.validation}",
@@ -149,7 +150,9 @@ def _activations(
 ) -> tuple[Mode, int]:
     """The mode, and the bytes of its activations; `rest` is what else lies on the device."""
     tokens = job.batch_size * job.max_length * max(1, job.objective.num_rows)
-    needed: dict[Mode, int] = {m: tokens * bytes_a_token(m, facts, compute) for m in MODES}
+    needed: dict[Mode, int] = {
+        m: needed_bytes(m, tokens, facts, compute, job.mlp_tile) for m in MODES
+    }
     if job.activation_checkpointing != "auto":
         return job.activation_checkpointing, needed[job.activation_checkpointing]
     if device is None:
@@ -223,6 +226,10 @@ def _base(job: TrainJob, dtype: str) -> str:
     if job.tuner.quantization:
         return f"frozen, in 4 bits ({job.tuner.quantization}, double quantisation)"
     return "a part of the trained model" if job.tuner.saves_model else f"frozen, {dtype}"
+
+
+def _tiles(job: TrainJob) -> str:
+    return f"; MLPs take {job.mlp_tile:,} tokens at once" if job.mlp_tile else ""
 
 
 def _gib(number: int) -> str:

@@ -105,10 +105,12 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
 
     from dialoop.train import report
     from dialoop.train.activations import recompute
+    from dialoop.train.compiled import compile_layers
     from dialoop.train.loop import Loop
     from dialoop.train.online import Online
     from dialoop.train.parallel import fsdp
     from dialoop.train.parallel.team import lay_out, leader_first
+    from dialoop.train.tiles import tile_mlps
     from dialoop.train.view import View
 
     dtype = job.dtype if job.dtype != "auto" else "bf16" if device.supports_bf16 else "fp32"
@@ -136,7 +138,11 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     memory_mode = choose_mode(job, facts_of(str(folder)), device, dtype)
     emit(Note(f"activations: {memory_mode}"))
     model = _prepare(job, folder, device, dtype, template)
+    if job.mlp_tile:
+        tile_mlps(model, job.mlp_tile, compiled=job.compile)
     recompute(model, memory_mode, device.kind)
+    if job.compile:
+        compile_layers(model)
     autocast = _autocast(job, dtype)
     start = f"{fingerprint(folder)} {autocast} {next(model.parameters()).dtype}"
     team = lay_out(job, model.config, device)

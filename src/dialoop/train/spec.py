@@ -133,6 +133,11 @@ class TrainJob(Spec, frozen=True):
     """Activations that are recomputed in the backward pass to save memory: `selective` keeps matrix
     products and attention, `full` only each layer's input, `offload` keeps that on the host; `auto`
     takes the fastest that is predicted to fit."""
+    mlp_tile: int = Field(default=0, ge=0)
+    """Tokens that go through an MLP at once, recomputed in the backward pass, so that the longest
+    row is not bounded by the MLP's width; 0 takes all at once."""
+    compile: bool = False
+    """Compile each layer: minutes at the start, then fewer and larger kernels a step."""
     rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = "none"
     """Stretch the positions of a model for documents longer than it was trained for."""
     rope_factor: float | None = Field(default=None, gt=1)
