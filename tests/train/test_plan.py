@@ -115,7 +115,6 @@ SAMPLES = {"kind": "grpo", "rewards": [{"kind": "length"}]}
         ({"offload": True, "parallel": "ddp"}, "ddp keeps no shards"),
         ({"offload": True, "device": "cpu"}, "a job on the CPU has everything there"),
         ({"offload": True, "objective": SAMPLES}, "grpo samples answers"),
-        ({"parallel": "zero2", "tuner": {"kind": "qlora"}}, "zero2 cannot split the 4-bit"),
         ({"reference": "live"}, "sft has none to choose"),
         ({"sequence_method": "ring"}, "set sequence_parallel"),
     ],

@@ -273,6 +273,7 @@ def _prepare(
 
     from dialoop.models import heads
     from dialoop.models.load import load_model, quantized_by
+    from dialoop.train.packed import repack
     from dialoop.train.view import use_packed_attention
 
     if (method := quantized_by(folder)) and not job.tuner.takes_quantized:
@@ -293,6 +294,7 @@ def _prepare(
         head=head,
         num_scores=job.objective.num_scores if head == "score" else None,
     )
+    repack(model)
     heads.refuse_untrainable(model)
     heads.set_padding(model, template)
     if job.rope_factor is not None:
@@ -318,6 +320,7 @@ def _companion(
 ) -> PreTrainedModel | None:
     """The frozen model that the objective asks beside the policy, with the same vocabulary."""
     from dialoop.models.load import load_model, text_folder
+    from dialoop.train.packed import repack
     from dialoop.train.teacher import check_vocabulary
     from dialoop.train.view import use_packed_attention
 
@@ -327,6 +330,7 @@ def _companion(
     folder = sources.resolve(wanted.model, emit)
     check_vocabulary(template.tokenizer, load_tokenizer(text_folder(folder)), wanted.model)
     model = load_model(folder, device=device, dtype=dtype, quantization=wanted.quantization)
+    repack(model)
     if wanted.model == job.model and job.rope_factor is not None:
         rope.scale(model, job.rope_scaling, job.rope_factor)
     use_packed_attention(model)

@@ -169,11 +169,6 @@ class TrainJob(Spec, frozen=True):
             )
         if self.nodes > 1 and not self.rendezvous:
             raise ValueError("rendezvous: needed for nodes above 1; give HOST:PORT of one of them")
-        if self.parallel in {"fsdp", "zero2", "zero3"} and self.tuner.quantization:
-            raise ValueError(
-                f"parallel: {self.parallel} cannot split the 4-bit weights of {self.tuner.kind};"
-                " use ddp"
-            )
         whole = [one.kind for one in (self.tuner, self.optimizer) if one.needs_whole_matrices]
         if self.shards and (self.gpus * self.nodes > 1 or self.offload) and whole:
             raise ValueError(

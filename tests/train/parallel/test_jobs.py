@@ -39,6 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 SAMPLED = {("sft", "ddp"), ("sft", "fsdp"), ("kto", "ddp"), ("dpo", "fsdp"), ("dpo", "ring")}
 SAMPLED |= {("kto", "zero2"), ("orpo", "zero3")}
+CHECKPOINTED = {("selective", "fsdp"), ("full", "zero2"), ("full", "ring")}
 STEPS = 3
 
 
@@ -105,6 +106,58 @@ def test_two_ranks_learn_what_one_does(
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
     for key, value in weights.items():  # Adam makes whole steps of gradients that round to nothing
         assert (learned[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
+
+
+@pytest.mark.parametrize(
+    ("mode", "way"),
+    [
+        pytest.param(mode, way, marks=() if (mode, way) in CHECKPOINTED else pytest.mark.matrix)
+        for mode in ("selective", "full")
+        for way in WAYS
+    ],
+)
+def test_recomputed_activations_give_the_same_curve(
+    mode: str, way: str, tiny: Path, tmp_path: Path, two: World
+) -> None:
+    changes = {"accumulate": 4, "max_steps": STEPS, "max_length": 64}
+    changes |= {"optim": {"lr": 0.003, "warmup": 0}}
+    tuner = "full" if way in {"fsdp", "zero2", "zero3"} else "lora"
+    one = job("dpo", tuner, tiny, tmp_path, **changes, output=str(tmp_path / "one"))
+    expected, _ = outcome(one, None)
+    changes["accumulate"] = 4 if "sequence_parallel" in WAYS[way] else 2
+    shared = WAYS[way] | {"activation_checkpointing": mode, "output": str(tmp_path / "two")}
+    got, _ = outcome(job("dpo", tuner, tiny, tmp_path, **changes, **shared), two)
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes warns of kernels that a CPU has not
+@pytest.mark.parametrize(
+    ("objective", "way"),
+    [
+        ("dpo", "fsdp"),
+        *(pytest.param(o, w, marks=pytest.mark.matrix)
+          for o, w in [("sft", "ddp"), ("sft", "zero2"), ("kto", "fsdp and ring")]),
+    ],
+)  # fmt: skip
+def test_a_four_bit_base_is_shared(
+    objective: str, way: str, tiny: Path, tmp_path: Path, two: World
+) -> None:
+    """Losses and gradient norms of one process, to 1e-5."""
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for name, ranks in (("one", None), ("two", two)):
+        is_shared = ranks is None or "sequence_parallel" in WAYS[way]
+        changes = {"accumulate": 4 if is_shared else 2, "max_steps": STEPS, "max_length": 64}
+        changes |= {"optim": {"lr": 0.003, "warmup": 0}, "output": str(tmp_path / name)}
+        wanted = job(objective, "qlora", tiny, tmp_path, **changes | (WAYS[way] if ranks else {}))
+        found.append(outcome(wanted, ranks))
+    (expected, weights), (got, learned) = found
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert weights.keys() == learned.keys()
 
 
 @pytest.mark.parametrize("way", ["fsdp", "zero2"])
