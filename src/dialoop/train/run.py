@@ -64,12 +64,26 @@ def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
         from dialoop.train.parallel import launch
 
         return launch.launch(job, emit)
+    job = _as_started(job)
     from dialoop.train.parallel import team
 
     device = _device(job)
     _set_threads(job)
     with team.gathered(job, device):
         return _lead(job, emit, device) if env.rank() == 0 else _train(job, ignore, device)
+
+
+def _as_started(job: TrainJob) -> TrainJob:
+    """The job with the number of processes that another launcher started, checked anew."""
+    asked, size = job.gpus * job.nodes, env.world_size()
+    if asked == size:
+        return job
+    if asked != 1:
+        raise UserError(
+            f"the job asks for {asked} processes by gpus and nodes, and {size} were started",
+            hint="leave both out where another launcher starts the processes",
+        )
+    return jobfile.parse(TrainJob, jobfile.read_yaml(jobfile.dump(job)) | {"gpus": size})
 
 
 def _lead(job: TrainJob, emit: Callable[[Event], None], device: Device) -> TrainResult:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[World]:
     with world(2, tmp_path_factory.mktemp("meet")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[World]:
+    with world(4, tmp_path_factory.mktemp("meet")) as started:
         yield started
 
 
@@ -224,6 +231,80 @@ def test_gpus_starts_processes_and_hands_on_what_they_report(tiny: Path, tmp_pat
 def test_a_rank_s_error_is_the_job_s(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sequence_parallel 3 does not divide 2 ranks"):
         run(started(tiny, tmp_path, sequence_parallel=3), events.ignore)
+
+
+@pytest.mark.parametrize(
+    "way", ["torchrun", pytest.param("two machines", marks=pytest.mark.matrix)]
+)
+def test_others_may_start_the_processes(way: str, tiny: Path, tmp_path: Path) -> None:
+    """torch's launcher, or two of ours that meet, as on two machines: one process's curve."""
+    changes: dict[str, Any] = {"max_steps": 3, "max_length": 64, "optim": {"lr": 0.003}}
+    run(job("sft", "lora", tiny, tmp_path, **changes, accumulate=2), events.ignore)
+    expected = curve(tmp_path / "out")
+    changes |= {"accumulate": 1, "output": str(tmp_path / "two")}
+    dialoop = ["-m", "dialoop.cli.main", "sft", str(tmp_path / "job.yaml")]
+    port = free_port()
+    if way == "torchrun":
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+        commands = [[sys.executable, *torchrun, *dialoop]]
+    else:
+        changes |= {"nodes": 2, "rendezvous": f"localhost:{port}"}
+        commands = [[sys.executable, *dialoop]] * 2
+    wanted = job("sft", "lora", tiny, tmp_path, **changes)
+    (tmp_path / "job.yaml").write_text(jobfile.dump(wanted))
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for command in commands]
+    try:
+        said = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * len(commands), said
+    assert [text.count("trained 3 steps") for text in said] == [1] * len(commands)
+    assert curve(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_job_that_cannot_be_so_shared_is_refused(tiny: Path, tmp_path: Path, two: World) -> None:
+    """Another launcher's number of processes is known only when they run."""
+    muon = job("sft", "full", tiny, tmp_path, optimizer={"kind": "muon"}, optim={"lr": 0.003})
+    with pytest.raises(AssertionError, match="shards split matrices, which muon need whole"):
+        two(on_a_rank, jobfile.dump(muon))
+    three = job("sft", "lora", tiny, tmp_path, gpus=3)
+    with pytest.raises(AssertionError, match="asks for 3 processes by gpus and nodes, and 2 were"):
+        two(on_a_rank, jobfile.dump(three))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "embed"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel": "ddp", "sequence_parallel": 4, "sequence_method": "usp"},
+        {"parallel": "fsdp", "sequence_parallel": 4, "sequence_method": "usp"},
+        {"parallel": "zero2", "sequence_parallel": 2, "sequence_method": "gather_kv"},
+        {"parallel": "ddp", "sequence_parallel": 4, "sequence_method": "usp",
+         "activation_checkpointing": "full"},
+    ],
+    ids=["usp", "fsdp and usp", "zero2 and 2 x gather_kv", "usp recomputed"],
+)  # fmt: skip
+def test_four_ranks_learn_what_one_does(
+    objective: str, changes: dict[str, Any], tiny: Path, tmp_path: Path, four: World
+) -> None:
+    common = {"max_steps": STEPS, "max_length": 64, "optim": {"lr": 0.003, "warmup": 0}}
+    one = job(objective, "lora", tiny, tmp_path, **common, accumulate=4)
+    expected, _ = outcome(one, None)
+    accumulate = 4 * changes["sequence_parallel"] // 4
+    changes = changes | {"accumulate": accumulate, "output": str(tmp_path / "four")}
+    got, _ = outcome(job(objective, "lora", tiny, tmp_path, **common, **changes), four)
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("out", "four")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
 
 
 def ranks_of(parent: int) -> dict[int, int]:
