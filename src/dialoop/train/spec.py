@@ -169,8 +169,9 @@ class TrainJob(Spec, frozen=True):
             )
         whole = [one.kind for one in (self.tuner, self.optimizer) if one.needs_whole_matrices]
         if self.shards and self.gpus * self.nodes > 1 and whole:
+            names = " and ".join(whole)
             raise ValueError(
-                f"parallel: fsdp splits matrices, which {' and '.join(whole)} need whole; use ddp"
+                f"parallel: fsdp splits matrices, which {names} must have whole; use ddp"
             )
         if (self.rope_scaling == "none") != (self.rope_factor is None):
             raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
