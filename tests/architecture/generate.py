@@ -92,7 +92,7 @@ def combinations() -> str:
         lines.append(f"| {one} | {other} | {reason} |".replace("\n", " "))
     lines += [
         "",
-        "What only the model's files can tell is refused when they are read: encoders (such as BERT)"
+        "What only the model's files can tell is refused on reading them: encoders (such as BERT)"
         " take no `sequence_parallel` and no `mlp_tile`; `sequence_method ulysses` needs as many"
         " query heads as ranks; sliding windows and attention dropout are not known to"
         " `sequence_parallel`; bases that are quantized already take `--tuner qlora` only.",
