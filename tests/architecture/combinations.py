@@ -15,7 +15,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """What objectives cannot do without."""
 TWO = {"gpus": 2}
-Settings = Mapping[str, Any]
+Settings = dict[str, Any]
 
 
 def refusals() -> list[tuple[str, str, str]]:
