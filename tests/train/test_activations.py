@@ -40,7 +40,7 @@ def step(
         torch.nn.init.normal_(layer.lora_B, std=0.1, generator=torch.Generator().manual_seed(0))
     if tile:
         tile_mlps(model, tile, compiled=compiled)
-    recompute(model, mode)
+    recompute(model, mode, "cpu")
     if compiled:
         compile_layers(model)
     random = np.random.default_rng(0)

@@ -18,6 +18,7 @@ from dialoop.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from dialoop.core.device import DeviceKind
     from dialoop.models.spec import ModelFacts
 
 Mode = Literal["none", "selective", "full", "offload"]
@@ -26,15 +27,20 @@ COSTLY = ("mm", "linear", "attention", "attn")
 """Operators whose results are worth keeping, by parts of their names."""
 
 
-def recompute(model: PreTrainedModel, mode: Mode) -> None:
+def recompute(model: PreTrainedModel, mode: Mode, kind: DeviceKind) -> None:
     """Let a model's layers forget what is cheap to compute again, in place.
+
+    Args:
+        model: the model.
+        mode: what is kept.
+        kind: of the device that it computes on.
 
     Raises:
         UserError: the model's class cannot, or `offload` is asked of a model on the CPU.
     """
     if mode == "none":
         return
-    if mode == "offload" and model.device.type == "cpu":
+    if mode == "offload" and kind == "cpu":
         raise UserError(
             "activation_checkpointing: `offload` moves activations to the CPU, where this model is",
             hint="use `full`",

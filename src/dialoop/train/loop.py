@@ -62,7 +62,7 @@ class Loop:
         self.group_size = job.accumulate * team.num_parts
         self.job, self.model, self.rows, self.held_out = job, model, rows, held_out
         self.emit, self.autocast = emit, autocast
-        self.device = next(model.parameters()).device
+        self.device = view.device
         self.objective = job.objective
         self.capacity = job.batch_size * job.max_length
         self.checkpoints: Path = job.output / "checkpoints"

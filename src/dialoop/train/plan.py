@@ -51,8 +51,9 @@ def plan(job: TrainJob) -> TrainPlan:
     trained = job.tuner.num_trained(facts)
     weights = job.tuner.weight_bytes(facts, compute)
     states = job.tuner.state_bytes(facts, job.optimizer)
-    mode, activations = _activations(job, facts, compute, weights + states, place.device)
-    memory = weights + states + activations
+    rest = _resident_bytes(job, facts, compute)
+    mode, activations = _activations(job, facts, compute, rest, place.device)
+    memory = rest + activations
     lines = {
         "model": f"{job.model}: {facts.family}, {facts.num_layers} layers,"
         f" {facts.num_parameters / 1e9:.2f} B parameters",
@@ -61,7 +62,7 @@ def plan(job: TrainJob) -> TrainPlan:
         "base": _base(job, place.dtype),
         "device": place.text(memory),
         "memory": f"{_gib(memory)}: weights {_gib(weights)}, gradients and optimiser"
-        f" {_gib(states)}, activations {_gib(activations)} (estimate)",
+        f" {_gib(states)}{_shared(job, rest)}, activations {_gib(activations)} (estimate)",
         "step": _step(job),
         "packing": "on: documents share rows without padding and do not see one another",
         "activations": f"{mode}: {MODES[mode]}{_tiles(job)}",
@@ -121,8 +122,27 @@ def choose_mode(job: TrainJob, facts: ModelFacts, device: Device, dtype: str) ->
         dtype: what it computes in.
     """
     compute = DTYPE_BYTES[dtype]
-    rest = job.tuner.weight_bytes(facts, compute) + job.tuner.state_bytes(facts, job.optimizer)
-    return _activations(job, facts, compute, rest, device)[0]
+    return _activations(job, facts, compute, _resident_bytes(job, facts, compute), device)[0]
+
+
+def _resident_bytes(job: TrainJob, facts: ModelFacts, compute: int) -> int:
+    """Weights, gradients and states that lie on one device, and what is gathered of shards."""
+    num = job.gpus * job.nodes
+    whole = job.tuner.weight_bytes(facts, compute) + job.tuner.state_bytes(facts, job.optimizer)
+    if not job.shards or (num == 1 and not job.offload):
+        return whole
+    tables = facts.vocab_size * facts.hidden_size * (1 if facts.tied_embeddings else 2)
+    layers = facts.num_parameters - tables
+    at_once = 1.0 if job.parallel == "zero2" else 2 / facts.num_layers  # one, and the next one
+    gathered = int((tables + at_once * layers) * compute)
+    return gathered + (0 if job.offload else whole // num)
+
+
+def _shared(job: TrainJob, on_device: int) -> str:
+    if job.offload:
+        return f" in the host's memory; gathered {_gib(on_device)}"
+    num = job.gpus * job.nodes
+    return f" in {num} shards: {_gib(on_device)}" if job.shards and num > 1 else ""
 
 
 def _activations(

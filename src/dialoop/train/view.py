@@ -25,12 +25,13 @@ from dialoop.train.kernels.cross_entropy import token_nll
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from dialoop.data.units import Unit
     from dialoop.models.embeddings import Pooling
     from dialoop.train.batch import Batch
+    from dialoop.train.parallel.fsdp import Root
     from dialoop.train.parallel.shared_row import SharedRow, SharedRows
 
 PLAIN_HEADS = frozenset({"llama", "internlm3", "qwen2", "qwen3", "mistral", "smollm3"})
@@ -44,10 +45,15 @@ class View:
     model: PreTrainedModel
     rows: SharedRows | None = None
     """How several ranks share a packed row; None where this one computes it alone."""
-    root: nn.Module | None = None
+    root: Root | None = None
     """What every question goes through where the parameters are in shards."""
     companion: View | None = None
     """A second, frozen model: a teacher, or the policy's start where no adapter gives it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, which is not where shards lie that are offloaded."""
+        return next(self.model.parameters()).device if self.root is None else self.root.device
 
     def token_nll(
         self,
@@ -126,7 +132,7 @@ class View:
         return states if shared is None else shared.all_tokens(states)
 
     def _ask(self, question: Callable[..., Tensor], *about: object) -> Tensor:
-        return question(*about) if self.root is None else self.root(question, *about)
+        return question(*about) if self.root is None else self.root.answer(question, *about)
 
     def scores(self, batch: Batch) -> Tensor:
         """(S, L) float32, the scores of each document by the model's own head."""
