@@ -2,13 +2,15 @@
 
 Every decoder layer is gathered when it computes and freed after it; embedding, norm and head are
 the root's. All questions to the model go through the root, so that its hooks run whichever part is
-asked. Gradients are summed, not averaged, since a rank's loss is its share of the step's. Source:
-FSDP, Zhao et al. 2023, arXiv:2304.11277, as `torch.distributed.fsdp.fully_shard`.
+asked. Gradients are summed, not averaged, since a rank's loss is its share of the step's. After a
+question without gradient nothing stays gathered, so that what reads the parameters next finds the
+shards that are trained. Source: FSDP, Zhao et al. 2023, arXiv:2304.11277, as
+`torch.distributed.fsdp.fully_shard`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from dialoop.core.device import DeviceKind
     from dialoop.train.parallel.mesh import Mesh
 
+T = TypeVar("T")
+
 
 class Root(nn.Module):
     """Asks a model whose parameters are in shards."""
@@ -32,9 +36,42 @@ class Root(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ask: Callable[..., Tensor], *args: Any) -> Tensor:
-        """What `ask(*args)` returns while the parameters that it reads are gathered."""
-        return ask(*args)
+    def forward(self, question: Callable[..., T], *about: Any) -> T:
+        """What `question(*about)` returns; called by `ask`, so that its hooks run."""
+        return question(*about)
+
+    def ask(self, question: Callable[..., T], *about: Any) -> T:
+        """What `question(*about)` returns while the parameters that it reads are gathered.
+
+        All ranks ask together, and call the model alike.
+        """
+        answer = self(question, *about)
+        if not torch.is_grad_enabled():
+            for part in self._parts:
+                part.reshard()
+        return answer
+
+    def ask_whole(self, question: Callable[[], T]) -> T:
+        """What a question returns while every rank holds all parameters, without gradient.
+
+        All ranks ask together, but each may call the model as often as it likes.
+        """
+        return self.ask(self._whole, question)
+
+    def _whole(self, question: Callable[[], Any]) -> Any:
+        layers = [part for part in self._parts if part is not self]
+        for layer in layers:
+            layer.unshard()
+            layer.set_reshard_after_forward(False, recurse=False)
+        try:
+            return question()
+        finally:
+            for layer in layers:
+                layer.set_reshard_after_forward(True, recurse=False)
+
+    @property
+    def _parts(self) -> list[FSDPModule]:
+        return [module for module in self.modules() if isinstance(module, FSDPModule)]
 
 
 def shard(
