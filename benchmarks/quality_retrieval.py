@@ -91,6 +91,7 @@ RERANK = {
     "listwise, lr 1e-4": Setting(1e-4, 3),
     "listwise, lr 3e-4": Setting(3e-4, 3),
     "pointwise, lr 1e-4": Setting(1e-4, 3, objective={"loss_type": "pointwise"}),
+    "listwise, lr 1e-4, 6 epochs": Setting(1e-4, 6),
 }
 
 
