@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace, tokens: int, case: tuple[Any, int, bo
     lora.attach(model, lora.LoraConfig(rank=16), seed=0)
     if tile:
         tile_mlps(model, tile, compiled=compiled)
-    recompute(model, mode)
+    recompute(model, mode, "cuda")
     if compiled:
         compile_layers(model)
     ids = np.random.default_rng(0).integers(5, 128000, tokens).astype(np.int32)
