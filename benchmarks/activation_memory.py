@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dialoop.core import device as devices
 from dialoop.data.units import Row, Unit
 from dialoop.models import lora
-from dialoop.models.spec import ModelFacts
+from dialoop.models.facts import facts_of
 from dialoop.train.activations import needed_bytes, recompute
 from dialoop.train.batch import Step, collate
 from dialoop.train.compiled import compile_layers
@@ -47,25 +48,28 @@ def measure(arguments: argparse.Namespace, tokens: int, case: tuple[Any, int, bo
         num_key_value_heads=2, head_dim=128, max_position_embeddings=1 << 20,
     )  # fmt: skip
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
     model.requires_grad_(requires_grad=False).train()
     use_packed_attention(model)
     lora.attach(model, lora.LoraConfig(rank=16), seed=0)
     if tile:
         tile_mlps(model, tile, compiled=compiled)
-    recompute(model, mode)
+    recompute(model, mode, "cuda")
     if compiled:
         compile_layers(model)
     ids = np.random.default_rng(0).integers(5, 128000, tokens).astype(np.int32)
     labels = np.ones(tokens, np.float32)
     labels[: tokens - 1024] = 0  # few labels, so that the head's memory is not what is measured
     batch = collate([Unit((Row(ids, labels),))], torch.device("cuda"), Step(1024.0, 1))
-    facts = ModelFacts.model_construct(
-        hidden_size=arguments.width, intermediate_size=arguments.mlp, num_layers=arguments.layers
-    )
-    row = {"tokens": tokens, "mode": mode, "mlp_tile": tile, "compiled": compiled}
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        facts = facts_of(folder)
+    row: dict[str, Any] = {"tokens": tokens, "mode": mode, "mlp_tile": tile, "compiled": compiled}
     row["predicted_gib"] = round(needed_bytes(mode, tokens, facts, 2, tile) / GIB, 2)
+    before, start = 0, 0.0
     try:
         for _ in range(2):
             model.zero_grad(set_to_none=True)
@@ -81,7 +85,7 @@ def measure(arguments: argparse.Namespace, tokens: int, case: tuple[Any, int, bo
     except torch.OutOfMemoryError:
         row["measured_gib"] = None
     del model
-    torch._dynamo.reset()
+    torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
     return row
@@ -89,7 +93,7 @@ def measure(arguments: argparse.Namespace, tokens: int, case: tuple[Any, int, bo
 
 def main() -> None:
     """Run the cases and write one JSON document."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Activation memory, measured and predicted.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, nargs="*", default=[2048, 8192, 32768])
     parser.add_argument("--layers", type=int, default=48)

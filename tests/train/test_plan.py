@@ -87,7 +87,7 @@ def test_the_rate_of_this_machine_is_plausible() -> None:
     ],
 )
 def test_shards_of_matrices_are_refused_where_whole_ones_are_needed(changes: dict) -> None:
-    with pytest.raises(UserError, match="need whole; use ddp"):
+    with pytest.raises(UserError, match="must have whole; use ddp"):
         job(gpus=2, **changes)
     job(gpus=2, **(changes | {"parallel": "ddp"}))
 

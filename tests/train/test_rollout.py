@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dialoop.train.rollouts import Answer, Policy
 from dialoop.train.rollouts.policy import InProcess, PolicyRollout
 from dialoop.train.rollouts.vllm import VllmRollout
 from dialoop.train.run import run
+from dialoop.train.schedule import shared_bins
 from dialoop.train.spec import TrainJob
 from dialoop.train.tuners.lora import Lora
 from dialoop.train.view import use_packed_attention
@@ -41,10 +43,11 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def policy(tiny: Path, *, stop_ids: tuple[int, ...] = (2,)) -> Policy:
     model = load_model(tiny, device=find("cpu"), dtype="fp32")
     use_packed_attention(model)
-    return Policy(model.train(), stop_ids, Lora(), tiny, "fp32", None)
+    return Policy(model.train(), stop_ids, Lora(), tiny, "fp32", None, 64)
 
 
 PROMPTS = [np.arange(5, 5 + n, dtype=np.int32) for n in (3, 9, 6)]
+SEEDS = [0, 1, 2]
 
 
 def sampler(tiny: Path, *, stop_ids: tuple[int, ...] = (2,), **settings: Any) -> InProcess:
@@ -52,7 +55,7 @@ def sampler(tiny: Path, *, stop_ids: tuple[int, ...] = (2,), **settings: Any) ->
 
 
 def test_likeliest_tokens_are_those_of_a_plain_forward_pass(tiny: Path) -> None:
-    found = sampler(tiny, max_new_tokens=6, top_k=1).sample(PROMPTS, 2, seed=0)
+    found = sampler(tiny, max_new_tokens=6, top_k=1).sample(PROMPTS, 2, SEEDS)
     model = load_model(tiny, device=find("cpu"), dtype="fp32")
     for prompt, answers in zip(PROMPTS, found, strict=True):
         ids = prompt.tolist()
@@ -68,7 +71,7 @@ def test_likeliest_tokens_are_those_of_a_plain_forward_pass(tiny: Path) -> None:
 
 def test_samples_follow_the_model_s_distribution(tiny: Path) -> None:
     found = sampler(tiny, max_new_tokens=1, temperature=0.5, batch_size=4000).sample(
-        PROMPTS[:1], 4000, seed=0
+        PROMPTS[:1], 4000, SEEDS[:1]
     )
     model = load_model(tiny, device=find("cpu"), dtype="fp32")
     with torch.no_grad():
@@ -77,20 +80,24 @@ def test_samples_follow_the_model_s_distribution(tiny: Path) -> None:
     assert float((drawn - p).abs().max()) < 4 * (0.25 / 4000) ** 0.5
 
 
-def test_the_same_seed_gives_the_same_answers_whatever_was_drawn_before(tiny: Path) -> None:
-    def ids(seed: int) -> list[list[list[int]]]:
-        found = sampler(tiny, max_new_tokens=5).sample(PROMPTS, 3, seed)
+def test_an_answer_depends_on_its_prompt_and_seed_alone(tiny: Path) -> None:
+    def ids(places: list[int], seeds: list[int], **settings: Any) -> list[list[list[int]]]:
+        wanted = sampler(tiny, max_new_tokens=5, **settings)
+        torch.rand(7)
+        found = wanted.sample([PROMPTS[n] for n in places], 3, seeds)
         return [[a.ids.tolist() for a in answers] for answers in found]
 
-    first = ids(1)
-    torch.rand(7)
-    assert ids(1) == first
-    assert ids(2) != first
+    first = ids([0, 1, 2], [7, 8, 9])
+    assert ids([2, 0], [9, 7]) == [first[2], first[0]]
+    assert ids([0, 1, 2], [7, 8, 9], batch_size=1) == first
+    assert ids([0], [8]) != first[:1]
+    assert len(set(map(tuple, first[0]))) > 1
+    assert ids([], []) == []
 
 
 def test_an_answer_ends_at_a_stop_token_and_the_others_go_on(tiny: Path) -> None:
     stops = tuple(range(2, 120))
-    found = sampler(tiny, max_new_tokens=12, stop_ids=stops).sample(PROMPTS, 8, seed=0)
+    found = sampler(tiny, max_new_tokens=12, stop_ids=stops).sample(PROMPTS, 8, SEEDS)
     answers = [a for group in found for a in group]
     assert len({len(a.ids) for a in answers}) > 2
     for answer in answers:
@@ -100,7 +107,7 @@ def test_an_answer_ends_at_a_stop_token_and_the_others_go_on(tiny: Path) -> None
 
 
 def test_nucleus_sampling_leaves_the_tail_out(tiny: Path) -> None:
-    found = sampler(tiny, max_new_tokens=1, top_p=0.3).sample(PROMPTS[:1], 200, seed=0)
+    found = sampler(tiny, max_new_tokens=1, top_p=0.3).sample(PROMPTS[:1], 200, SEEDS[:1])
     model = load_model(tiny, device=find("cpu"), dtype="fp32")
     with torch.no_grad():
         p = model(torch.tensor([PROMPTS[0].tolist()])).logits[0, -1].softmax(-1)
@@ -112,7 +119,7 @@ def test_nucleus_sampling_leaves_the_tail_out(tiny: Path) -> None:
 def test_the_model_is_left_as_it_was(tiny: Path) -> None:
     own = policy(tiny)
     before = own.model.config._attn_implementation
-    PolicyRollout(max_new_tokens=2).open(own).sample(PROMPTS, 2, seed=0)
+    PolicyRollout(max_new_tokens=2).open(own).sample(PROMPTS, 2, SEEDS)
     assert own.model.training
     assert own.model.config._attn_implementation == before
 
@@ -127,6 +134,7 @@ def test_a_prompt_is_what_stands_before_the_last_answer() -> None:
     assert prompt_of(unit).tolist() == [0, 1, 2]
 
 
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_is_refused_where_it_is_not(tiny: Path) -> None:
     with pytest.raises(MachineError, match="vllm"):
         VllmRollout().open(policy(tiny))
@@ -228,6 +236,39 @@ def test_prompts_cannot_be_cut(tiny: Path, tmp_path: Path) -> None:
 def test_prompts_and_answers_must_fit_the_model(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="max_length with max_new_tokens is 518, above"):
         run(job(tiny, tmp_path, "out", max_length=512), events.ignore)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gpus": 2, "parallel": "fsdp"}, "is given whole weights, which shards are not"),
+        ({"gpus": 2, "tuner": {"kind": "full"}}, "is given whole weights, which shards are not"),
+        ({"rope_scaling": "linear", "rope_factor": 2}, "without rope_scaling"),
+        ({"tuner": {"kind": "qlora"}}, "another base than the nf4 one"),
+        ({"tuner": {"kind": "dora"}}, "loads no DoRA adapters"),
+        ({"tuner": {"kind": "lora", "new_tokens": ["<a>"]}}, "no rows for new_tokens"),
+        ({"tuner": {"kind": "lora", "modules_to_save": ["lm_head"]}}, "no modules_to_save"),
+        ({"tuner": {"kind": "lora", "rank_pattern": {"q_proj": 2}}}, "without rank_pattern"),
+    ],
+)
+def test_what_vllm_cannot_be_given_is_refused(
+    changes: dict[str, Any], reason: str, tiny: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        job(tiny, tmp_path, "out", objective={"rollout": {"kind": "vllm"}}, **changes)
+
+
+def test_ranks_get_as_many_rows_of_answers_each() -> None:
+    lengths = np.array([30, 20, 20, 10, 10, 10])
+    assert len(shared_bins(lengths, 100, 1)) == 1
+    for ranks in (2, 4):
+        bins = shared_bins(lengths, 100, ranks)
+        assert len(bins) == ranks
+        assert sorted(n for part in bins for n in part) == list(range(6))
+        assert max(lengths[part].sum() for part in bins) <= 60 / ranks * 2
+    assert len(shared_bins(lengths[:1], 100, 2)) == 1
+    tight = np.array([3, 3, 2, 2, 2, 6, 6])  # four rows would do, were it not for their order
+    assert max(tight[part].sum() for part in shared_bins(tight, 6, 2)) <= 6
 
 
 def test_a_teacher_s_own_answers_are_learned(tiny: Path, tmp_path: Path) -> None:

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_RANK_VARIABLES = frozenset({
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
+    "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
+})  # fmt: skip
 
 
 def rank() -> int:
@@ -52,3 +62,14 @@ def variables(**changes: str) -> dict[str, str]:
 def default(name: str, value: str) -> None:
     """Set a variable for libraries that are imported later, unless the user has set it."""
     os.environ.setdefault(name, value)
+
+
+@contextmanager
+def without_launcher() -> Generator[None]:
+    """Libraries that start processes here hand on nothing of the job's ranks to them."""
+    names = [n for n in os.environ if n in _RANK_VARIABLES or n.startswith("TORCHELASTIC_")]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

@@ -12,12 +12,11 @@ import torch
 
 from dialoop.core.errors import UserError
 from dialoop.core.events import Artifact, Metrics, Progress
-from dialoop.data.pack import best_fit
 from dialoop.train import checkpoint
 from dialoop.train.batch import Step, collate, label_weight, num_rows
 from dialoop.train.checkpoint import Position
 from dialoop.train.parallel.fsdp import whole
-from dialoop.train.schedule import epoch_bins, prompt_bins, rate
+from dialoop.train.schedule import epoch_bins, prompt_bins, rate, shared_bins
 from dialoop.train.training_set import TrainingSet
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class Loop:
                 self.rows, [n for numbers in group for n in numbers], self.at.step
             )
             units, updates, facts = TrainingSet(made), self.rollout.num_updates, made.metrics
-            bins = best_fit(units.lengths, self._room(units))
+            bins = shared_bins(units.lengths, self._room(units), self.team.num_parts)
         totals: dict[str, float] = {}
         norm = 0.0
         with self.job.tuner.step(self.model, self.optimizer, self.at.step, self.job.seed):
@@ -158,7 +157,8 @@ class Loop:
             num_units=sum(map(len, parts)),
             first_weight=sum(label_weight(part, rows=1) for part in parts),
         )
-        if self.objective.surveys:
+        is_whole = len(group) == self.team.num_parts == 1
+        if self.objective.surveys and not (is_whole and self.objective.sees_itself):
             state = checkpoint.random_state()
             step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
             checkpoint.set_random_state(state)  # dropout falls on the same places again

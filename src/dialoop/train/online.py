@@ -2,7 +2,8 @@
 
 A step of the loop is a rollout: some prompts, answers to them, units made of those, and one or
 more updates on them. Prompts are units too, rows of ids without weights; in a unit that was
-answered the tokens of the answer carry the weights.
+answered the tokens of the answer carry the weights. Of several ranks each answers its share of the
+prompts; all of them then make the same units of all answers, and share these out as any others.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from pydantic import PositiveInt
@@ -22,11 +23,14 @@ from dialoop.train.rollouts import RolloutOption  # noqa: TC001  pydantic reads 
 from dialoop.train.rollouts.policy import PolicyRollout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dialoop.chat.template import Template
     from dialoop.data.sample import Sample
+    from dialoop.train.parallel.team import Team
     from dialoop.train.rollouts import Answer, Policy, Sampler
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ class Prompts(Units, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt that is answered."""
+
+    place: int
+    """Among those that all ranks answer together."""
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Desk:
     """What an objective asks while it makes units."""
 
@@ -68,6 +81,8 @@ class Desk:
     """The companion as a sampler."""
     template: Template
     seed: int
+    team: Team
+    """The ranks that share the prompts."""
 
     def prompt(self, number: int) -> np.ndarray:
         """(n,) the ids of a prompt."""
@@ -77,14 +92,18 @@ class Desk:
         """A source of chance of its own for each place."""
         return np.random.default_rng([self.seed, *place])
 
+    def shared(self, numbers: Sequence[int], work: Callable[[Sequence[Asked]], list[T]]) -> list[T]:
+        """What work makes of each prompt, in order on every rank, though each does a share."""
+        return self.team.spread([Asked(*pair) for pair in enumerate(numbers)], work)
+
     def answers(
-        self, numbers: Sequence[int], num: int, *place: int, by_teacher: bool = False
+        self, asked: Sequence[Asked], num: int, *place: int, by_teacher: bool = False
     ) -> list[list[Answer]]:
-        """Several answers to each prompt; the place seeds them."""
+        """Several answers to each of this rank's prompts; their places and `place` seed them."""
         sampler = self.teacher if by_teacher else self.sampler
         assert sampler is not None, "asked only where there is a teacher"  # noqa: S101
-        seed = int(self.chance(*place).integers(2**31))
-        return sampler.sample([self.prompt(n) for n in numbers], num, seed)
+        seeds = [int(self.chance(*place, one.place).integers(2**31)) for one in asked]
+        return sampler.sample([self.prompt(one.number) for one in asked], num, seeds)
 
     def text(self, answer: Answer) -> str:
         """The text of an answer, without its end token."""

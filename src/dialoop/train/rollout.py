@@ -1,7 +1,7 @@
 """The joint of online training: a step's prompts to answers to units, seeded by run and step.
 
 Nothing of a rollout outlives its step, so that a run which goes on from a checkpoint makes the same
-answers again.
+answers again, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dialoop.data.pack import best_fit
 from dialoop.train.batch import Step, collate
 from dialoop.train.online import Desk
-from dialoop.train.view import View
+from dialoop.train.schedule import shared_bins
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +27,10 @@ if TYPE_CHECKING:
     from dialoop.data.tokenize import TokenRows
     from dialoop.data.units import Unit
     from dialoop.train.online import Made, Online
+    from dialoop.train.parallel.team import Team
     from dialoop.train.rollouts import Policy
     from dialoop.train.training_set import TrainingSet
+    from dialoop.train.view import View
 
 SHOWN = 4
 """Answers of a step that are written to `samples.jsonl`."""
@@ -66,6 +67,8 @@ class Rollout:
         objective: what to make of the answers.
         policy: the model in training.
         companion: the frozen model beside it, if any.
+        view: of the policy.
+        team: the ranks that answer and learn together.
         template: of the policy.
         seed: of the run.
         capacity: tokens of a packed row.
@@ -77,6 +80,8 @@ class Rollout:
         objective: Online,
         policy: Policy,
         companion: Policy | None,
+        view: View,
+        team: Team,
         template: Template,
         *,
         seed: int,
@@ -84,6 +89,7 @@ class Rollout:
         output: Path,
     ) -> None:
         self._objective, self._policy, self._template = objective, policy, template
+        self._view, self._team = view, team
         self._seed, self._capacity, self._log = seed, capacity, output / "samples.jsonl"
         self._sampler = objective.rollout.open(policy)
         self._teacher = None if companion is None else objective.open_teacher(companion)
@@ -93,9 +99,10 @@ class Rollout:
     def make(self, units: TrainingSet, numbers: list[int], step: int) -> Made:
         """The units of a step, and what there is to tell about them."""
         made = self._objective.roll(self._desk(units), numbers, step)
-        with self._log.open("a", encoding="utf-8") as file:
-            for sample in made.samples[:SHOWN]:
-                file.write(json.dumps({"step": step + 1} | sample, ensure_ascii=False) + "\n")
+        if self._team.is_leader:
+            with self._log.open("a", encoding="utf-8") as file:
+                for sample in made.samples[:SHOWN]:
+                    file.write(json.dumps({"step": step + 1} | sample, ensure_ascii=False) + "\n")
         if self.num_updates > 1 and self._objective.needs_old:
             return replace(made, units=self._dated(made.units))
         return made
@@ -105,7 +112,7 @@ class Rollout:
         return self._objective.held_out(self._desk(units))
 
     def _desk(self, units: TrainingSet) -> Desk:
-        return Desk(units, self._sampler, self._teacher, self._template, self._seed)
+        return Desk(units, self._sampler, self._teacher, self._template, self._seed, self._team)
 
     @torch.no_grad()
     def _dated(self, units: list[Unit]) -> list[Unit]:
@@ -116,13 +123,28 @@ class Rollout:
         dated = list(units)
         missing = [n for n, unit in enumerate(units) if unit.logps is None]
         lengths = np.asarray([len(units[n]) for n in missing], np.int64)
-        for part in best_fit(lengths, max(self._capacity, *lengths.tolist(), 1)):
-            numbers = [missing[n] for n in part]
-            batch = collate([units[n] for n in numbers], model.device, Step(1.0, 1))
+        room = max(self._capacity, *lengths.tolist(), 1)
+        bins = [
+            [missing[n] for n in part] for part in shared_bins(lengths, room, self._team.num_parts)
+        ]
+        counts = [[_num_labelled(units[n]) for n in numbers] for numbers in bins]
+        found: dict[int, torch.Tensor] = {}
+        for turn in self._team.deal(len(bins)):
+            part = [units[n] for n in bins[turn.index]]
+            batch = collate(part, model.device, Step(1.0, 1))
             with torch.autocast(model.device.type, dtype=kind, enabled=kind is not None):
-                logps = self._objective.measure(View(model), batch).float()
-            counts = torch.bincount(batch.documents, minlength=len(numbers)).tolist()
-            for n, own in zip(numbers, logps.cpu().split(counts), strict=True):
+                logps = self._objective.measure(self._view, batch).float()
+            found[-1 if turn.is_idle else turn.index] = logps
+        if found:
+            whole = self._team.assemble(found, list(map(sum, counts))).cpu()
+            order = [n for numbers in bins for n in numbers]
+            sizes = [size for part in counts for size in part]
+            for n, own in zip(order, whole.split(sizes), strict=True):
                 dated[n] = replace(units[n], logps=own.numpy())
         model.train(was_training)
         return dated
+
+
+def _num_labelled(unit: Unit) -> int:
+    (row,) = unit.rows
+    return int(np.count_nonzero(row.weights[1:]))

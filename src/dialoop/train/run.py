@@ -175,7 +175,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
         )
     rollout = None
     if isinstance(job.objective, Online) and job.objective.is_online:
-        rollout = _rollout(job, job.objective, model, companion, folder, template, dtype)
+        rollout = _rollout(job, job.objective, view, team, folder, template, dtype)
     loop = Loop(job, view, training, validation, autocast, emit, team, rollout)
     if job.resume and not loop.resume():
         emit(Note(f"no checkpoint in `{job.output}` yet: starting from the beginning"))
@@ -354,8 +354,8 @@ def _companion(
 def _rollout(
     job: TrainJob,
     objective: Online,
-    model: PreTrainedModel,
-    companion: PreTrainedModel | None,
+    view: View,
+    team: Team,
     folder: Path,
     template: Template,
     dtype: Dtype,
@@ -363,6 +363,7 @@ def _rollout(
     from dialoop.train.rollout import Rollout
     from dialoop.train.rollouts import Policy
 
+    model, stops = view.model, template.stop_ids
     if (longest := job.max_length + objective.rollout.max_new_tokens) > (
         limit := rope.longest(model)
     ):
@@ -370,15 +371,18 @@ def _rollout(
             f"max_length with max_new_tokens is {longest}, above the model's {limit} positions",
             hint="lower --max_length, which bounds the prompts, or max_new_tokens",
         )
-    stops = template.stop_ids
-    policy = Policy(model, stops, job.tuner, folder, dtype, _autocast(job, dtype))
+    autocast = _autocast(job, dtype)
+    policy = Policy(model, stops, job.tuner, folder, dtype, autocast, longest, view.root)
     beside = None
-    if companion is not None:
-        beside = Policy(companion, stops, job.tuner, folder, dtype, None)
+    if view.companion is not None:
+        other = view.companion.model
+        beside = Policy(other, stops, job.tuner, folder, dtype, None, longest)
     return Rollout(
         objective,
         policy,
         beside,
+        view,
+        team,
         template,
         seed=job.seed,
         capacity=job.batch_size * job.max_length,

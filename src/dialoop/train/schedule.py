@@ -40,6 +40,27 @@ def prompt_bins(count: int, size: int, seed: int, epoch: int) -> list[list[int]]
     return [order[start : start + size] for start in range(0, count, size)]
 
 
+def shared_bins(lengths: np.ndarray, capacity: int, num_ranks: int) -> list[list[int]]:
+    """Packed rows of documents in a number that the ranks share evenly, where that fits.
+
+    Args:
+        lengths: (n,) tokens of each document, none above `capacity`.
+        capacity: tokens of a packed row.
+        num_ranks: that compute a row each at once.
+    """
+    packed = best_fit(lengths, capacity)
+    count = min(len(lengths), math.ceil(len(packed) / num_ranks) * num_ranks)
+    if count == len(packed):
+        return packed
+    bins: list[list[int]] = [[] for _ in range(count)]
+    room = [capacity] * count
+    for n in np.argsort(-lengths, kind="stable").tolist():
+        emptiest = max(range(count), key=room.__getitem__)
+        bins[emptiest].append(n)
+        room[emptiest] -= int(lengths[n])
+    return bins if min(room) >= 0 else packed
+
+
 def rate(optim: Optim, peak: float, step: int, steps: int) -> float:
     """Learning rate of a step.
 

@@ -12,6 +12,7 @@ from dialoop.train.adapter import Adapter
 from dialoop.train.objectives import Objective
 from dialoop.train.objectives.grpo import Grpo
 from dialoop.train.objectives.sft import Sft
+from dialoop.train.online import Online
 from dialoop.train.optim import Optim
 from dialoop.train.optimizers import Optimizer
 from dialoop.train.optimizers.adamw import AdamW
@@ -171,14 +172,19 @@ class TrainJob(Spec, frozen=True):
             raise ValueError("rendezvous: needed for nodes above 1; give HOST:PORT of one of them")
         whole = [one.kind for one in (self.tuner, self.optimizer) if one.needs_whole_matrices]
         if self.shards and (self.gpus * self.nodes > 1 or self.offload) and whole:
+            names = " and ".join(whole)
             raise ValueError(
-                f"parallel: shards split matrices, which {' and '.join(whole)} need whole; use ddp"
+                f"parallel: shards split matrices, which {names} must have whole; use ddp"
             )
         self._refuse_offload()
         if (self.rope_scaling == "none") != (self.rope_factor is None):
             raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
-        if self.objective.is_online and self.gpus * self.nodes > 1:
-            raise ValueError(f"gpus: {self.objective.kind} samples answers in one process; use 1")
+        if isinstance(self.objective, Online) and self.objective.is_online:
+            self.objective.rollout.refuse(
+                tuner=self.tuner,
+                is_sharded=self.shards and self.gpus * self.nodes > 1,
+                is_stretched=self.rope_factor is not None,
+            )
         is_continued = isinstance(self.tuner, Adapter) and self.tuner.adapter is not None
         if isinstance(self.objective, Grpo) and self.objective.beta and is_continued:
             raise ValueError(

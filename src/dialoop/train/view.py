@@ -104,18 +104,21 @@ class View:
 
     def token_logits(self, batch: Batch) -> Callable[[slice], Tensor]:
         """Gives the (n, V) float32 logits of a part of the N labelled tokens."""
-        if self.rows is not None or self.root is not None:
-            raise UserError(
-                "whole distributions are not read from rows or models that ranks share",
-                hint="use --parallel ddp and --sequence_parallel 1",
-            )
         if self.model.config.model_type not in PLAIN_HEADS:
-            inputs = _inputs(self.model, batch)
-            logits = self.model(**inputs, logits_to_keep=batch.rows).logits[0]  # (N, V)
+            if self.rows is not None:
+                raise UserError(
+                    f"sequence_parallel does not know the head of {self.model.config.model_type},"
+                    " of which whole distributions are wanted",
+                    hint="use --sequence_parallel 1",
+                )
+            logits = self._ask(self._logits, batch, batch.rows)  # (N, V)
             return lambda part: logits[part].float()
         wanted = self.hidden(batch)[batch.rows]  # (N, D)
+        return lambda part: self._ask(self._plain_logits, wanted[part])
+
+    def _plain_logits(self, states: Tensor) -> Tensor:
         head: Any = self.model.get_output_embeddings()
-        return lambda part: (wanted[part] @ head.weight.to(wanted.dtype).T).float()
+        return (states @ head.weight.to(states.dtype).T).float()
 
     def sequence_logps(self, batch: Batch) -> Tensor:
         """Log p of the labelled tokens of each document, weighted and summed: (S,) float32."""
@@ -132,7 +135,7 @@ class View:
         return states if shared is None else shared.all_tokens(states)
 
     def _ask(self, question: Callable[..., Tensor], *about: object) -> Tensor:
-        return question(*about) if self.root is None else self.root.answer(question, *about)
+        return question(*about) if self.root is None else self.root.ask(question, *about)
 
     def scores(self, batch: Batch) -> Tensor:
         """(S, L) float32, the scores of each document by the model's own head."""

@@ -38,15 +38,21 @@ WAYS: dict[str, dict[str, Any]] = {
         "sequence_method": "ulysses",
     },
 }
-SAMPLED = {("sft", "ddp"), ("sft", "fsdp"), ("kto", "ddp"), ("dpo", "fsdp"), ("dpo", "ring")}
-SAMPLED |= {("kto", "zero2"), ("orpo", "zero3")}
 CHECKPOINTED = {("selective", "fsdp"), ("full", "zero2"), ("full", "ring")}
+SAMPLED = {
+    ("sft", "ddp"), ("sft", "fsdp"), ("kto", "ddp"), ("dpo", "fsdp"), ("dpo", "ring"),
+    ("kto", "zero2"), ("orpo", "zero3"),
+    ("grpo", "ddp"), ("grpo", "fsdp"), ("gkd", "fsdp"), ("gkd", "ring"),
+}  # fmt: skip
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
+    """A model, and beside it a teacher."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny_checkpoint(folder / "teacher", seed=1)
+    return make_tiny_checkpoint(folder / "model")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,6 +117,9 @@ def test_two_ranks_learn_what_one_does(
     assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
     norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    told = ["reward", "own_share", "answer_tokens", "flat_groups"]  # of the answers, by all ranks
+    for name in told:
+        assert curve(tmp_path / "two", name) == pytest.approx(curve(tmp_path / "one", name))
     for key, value in weights.items():  # Adam makes whole steps of gradients that round to nothing
         assert (learned[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
 
@@ -192,6 +201,27 @@ def test_questions_without_a_backward_pass_leave_shards(
         assert (learned[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
 
 
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "zero2", "ring"])
+def test_old_and_frozen_probabilities_are_one_process_s(
+    way: str, tiny: Path, tmp_path: Path, two: World
+) -> None:
+    """GRPO with several updates on a step's answers, a reference, and groups drawn anew."""
+    found = []
+    updates = {"num_answers": 4, "num_iterations": 2, "beta": 0.1, "resamples": 1}
+    for name, ranks in (("one", None), ("two", two)):
+        changes = {
+            "accumulate": 2 if ranks is None or way == "ring" else 1, "max_steps": 2,
+            "max_length": 64, "optim": {"lr": 0.003, "warmup": 0}, "output": str(tmp_path / name),
+        } | ({} if ranks is None else WAYS[way])  # fmt: skip
+        wanted = job("grpo", "full", tiny, tmp_path, **changes)
+        objective = wanted.objective.model_copy(update=updates)
+        outcome(wanted.model_copy(update={"objective": objective}), ranks)
+        told = ["loss", "grad_norm", "reward", "kl", "entropy", "clip_share"]
+        found.append([curve(tmp_path / name, value) for value in told])
+    assert len(found[0][0]) == 2
+    assert found[1] == [pytest.approx(values, rel=1e-4, abs=1e-6) for values in found[0]]
+
+
 @pytest.mark.parametrize("way", ["ddp", "fsdp", "zero2"])
 @pytest.mark.parametrize("is_two_first", [True, False], ids=["2 then 1", "1 then 2"])
 def test_another_number_of_ranks_goes_on(
@@ -211,10 +241,25 @@ def test_another_number_of_ranks_goes_on(
     assert got == pytest.approx(expected, rel=1e-5)
 
 
-def started(tiny: Path, folder: Path, **changes: Any) -> TrainJob:
+def test_a_checkpoint_after_a_measurement_holds_what_is_trained(
+    tiny: Path, tmp_path: Path, two: World
+) -> None:
+    """In bf16 a measurement gathers copies that are rounded; the shards are float32."""
+    wanted = job(
+        "sft", "full", tiny, tmp_path, max_length=64, max_steps=2, dtype="bf16",
+        data={"dataset": [str(tmp_path / "dialogue.jsonl")], "validation": 0.25},
+        saving={"eval_steps": 1, "save_steps": 1}, **WAYS["fsdp"],
+    )  # fmt: skip
+    two(on_a_rank, jobfile.dump(wanted))
+    path = tmp_path / "out" / "checkpoints" / "step-000002" / "trained.safetensors"
+    for name, saved in load_file(path).items():
+        assert not torch.equal(saved, saved.bfloat16().float()), name
+
+
+def started(tiny: Path, folder: Path, objective: str = "sft", **changes: Any) -> TrainJob:
     optim = {"lr": 0.003, "warmup": 0}
     return job(
-        "sft", "lora", tiny, folder, gpus=2, accumulate=1, max_length=64, optim=optim, **changes
+        objective, "lora", tiny, folder, gpus=2, accumulate=1, max_length=64, optim=optim, **changes
     )
 
 
@@ -320,6 +365,25 @@ def ranks_of(parent: int) -> dict[int, int]:
         if int(fields[1]) == parent and ranks:
             found[int(ranks[0][5:])] = int(path.parent.name)
     return found
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's own logs
+def test_grpo_goes_on_after_a_rank_was_killed(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    saving = {"save_steps": 1, "keep": 99}
+    whole = started(tiny, tmp_path, "grpo", max_steps=4, saving=saving)
+    run(whole, events.ignore)
+    parts = started(tiny, tmp_path / "parts", "grpo", max_steps=4, saving=saving)
+
+    def kill(event: events.Event) -> None:
+        if isinstance(event, events.Artifact) and event.path.endswith("step-000002"):
+            os.kill(ranks_of(os.getpid())[1], signal.SIGKILL)
+
+    with pytest.raises(MachineError, match="rank 1 of 2 ended by SIGKILL"):
+        run(parts, kill)
+    run(parts.model_copy(update={"resume": True}), events.ignore)
+    one, other = (load_file(p.output / "adapter_model.safetensors") for p in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from dialoop.train.online import Made, Online, answered
 from dialoop.train.rollouts.policy import PolicyRollout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from dialoop.data.sample import Sample
     from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
-    from dialoop.train.online import Desk
-    from dialoop.train.rollouts import Policy, Sampler
+    from dialoop.train.online import Asked, Desk
+    from dialoop.train.rollouts import Answer, Policy, Sampler
     from dialoop.train.view import View
 
 CHUNK_ROWS = 512
@@ -118,7 +118,9 @@ class Gkd(Online, frozen=True):
         others = [n for n in numbers if n not in own]
         for chosen, by_teacher in ((own, False), (others if self.seq_kd else [], True)):
             if chosen:
-                found = desk.answers(chosen, 1, step, int(by_teacher), by_teacher=by_teacher)
+                place = (step, int(by_teacher))
+                work = partial(_answers, desk, place, by_teacher=by_teacher)
+                found = desk.shared(chosen, work)
                 for n, (answer,) in zip(chosen, found, strict=True):
                     made[n] = answered(desk.prompt(n), answer)
         return Made(list(made.values()), {"own_share": len(own) / len(numbers)})
@@ -161,6 +163,12 @@ class Gkd(Online, frozen=True):
             return divergence(_with_rest(given), _with_rest(logps[part]), self.beta)
 
         return by_chunks(one, len(batch.targets))
+
+
+def _answers(
+    desk: Desk, place: tuple[int, ...], asked: Sequence[Asked], *, by_teacher: bool
+) -> list[list[Answer]]:
+    return desk.answers(asked, 1, *place, by_teacher=by_teacher)
 
 
 def divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:

@@ -12,6 +12,7 @@ P is the prompts of a step, G the answers to each.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -25,13 +26,15 @@ from dialoop.train.online import Made, Online, answered
 from dialoop.train.rewards import Answered, Reward, names_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from dialoop.chat.template import Template
     from dialoop.data.sample import Sample
     from dialoop.data.units import Unit
     from dialoop.train.batch import Batch
-    from dialoop.train.online import Desk
+    from dialoop.train.online import Asked, Desk
     from dialoop.train.rollouts import Answer
     from dialoop.train.view import View
 
@@ -107,12 +110,12 @@ class Grpo(Online, frozen=True):
             for answer, value in zip(group.answers, values, strict=True)
         ]
         metrics = self._metrics(groups) | {"flat_groups": float(np.mean(is_flat))}
-        return Made(units, metrics, [s for g in groups for s in g.shown(self.rewards)])
+        return Made(units, metrics, [group.shown for group in groups])
 
     @override
     def held_out(self, desk: Desk) -> dict[str, float] | None:
         """Rewards of answers to all held-out prompts; the loss is the mean reward, negated."""
-        groups = self._groups(desk, list(range(len(desk.units))), 0, 0)
+        groups = self._groups(desk, range(len(desk.units)), 0, 0)
         metrics = self._metrics(groups)
         return {"loss": -metrics["reward"]} | metrics
 
@@ -163,24 +166,39 @@ class Grpo(Online, frozen=True):
             case "bnpo" | "dapo":
                 return batch.token_mean(losses)
 
-    def _groups(self, desk: Desk, numbers: list[int], step: int, attempt: int) -> list[_Group]:
-        """Answers and rewards of some prompts."""
-        found = desk.answers(numbers, self.num_answers, step, attempt)
+    def _groups(self, desk: Desk, numbers: Sequence[int], step: int, attempt: int) -> list[_Group]:
+        """Answers and rewards of some prompts, a group whole on one rank."""
+        return desk.shared(numbers, partial(self._answer, desk, step, attempt))
+
+    def _answer(self, desk: Desk, step: int, attempt: int, asked: Sequence[Asked]) -> list[_Group]:
+        found = desk.answers(asked, self.num_answers, step, attempt)
         answers = [
-            Answered.of(desk.units.sample(number), desk.text(answer), answer)
-            for number, group in zip(numbers, found, strict=True)
+            Answered.of(desk.units.sample(one.number), desk.text(answer), answer)
+            for one, group in zip(asked, found, strict=True)
             for answer in group
         ]
-        parts = [reward.scores(answers) for reward in self.rewards]
-        scores = np.asarray(parts, np.float64).T.reshape(len(numbers), self.num_answers, -1)
+        shape = (len(self.rewards), len(asked), self.num_answers)
+        parts = np.reshape([reward.scores(answers) for reward in self.rewards], shape)
+        scores = np.moveaxis(parts.astype(np.float64), 0, -1)  # (P, G, rewards)
         weights = np.asarray([reward.weight for reward in self.rewards])
-        lengths = np.asarray([[len(answer.ids) for answer in group] for group in found])
+        lengths = np.reshape([len(a.ids) for group in found for a in group], shape[1:])
         totals = scores @ weights + self._length_penalty(lengths)  # (P, G)
-        texts = iter(answers)
+        firsts = answers[:: self.num_answers]
         return [
-            _Group(number, group, [next(texts) for _ in group], score, total)
-            for number, group, score, total in zip(numbers, found, scores, totals, strict=True)
+            _Group(one.number, group, score, total, self._shown(first, score, total))
+            for one, group, score, total, first in zip(
+                asked, found, scores, totals, firsts, strict=True
+            )
         ]
+
+    def _shown(self, first: Answered, scores: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
+        """A group's first answer, for people to read."""
+        return {
+            "prompt": first.prompt[-1].text,
+            "answer": first.text,
+            "rewards": dict(zip(names_of(self.rewards), scores[0].tolist(), strict=True)),
+            "reward": float(totals[0]),
+        }
 
     def _length_penalty(self, lengths: np.ndarray) -> np.ndarray:
         """0, falling to -1 over the last `overlong_tokens` before the limit."""
@@ -208,26 +226,17 @@ class _Group:
 
     number: int
     answers: list[Answer]
-    judged: list[Answered]
     scores: np.ndarray
     """(G, r) of each reward."""
     totals: np.ndarray
     """(G,)"""
+    shown: dict[str, Any]
+    """Its first answer, for people to read."""
 
     @property
     def is_flat(self) -> bool:
         """Whether all rewards are equal, so that there is nothing to learn."""
         return bool(np.ptp(self.totals) < 1e-8)
-
-    def shown(self, rewards: list[Reward]) -> list[dict[str, Any]]:
-        """Its first answer, for people to read."""
-        first, names = self.judged[0], names_of(rewards)
-        return [{
-            "prompt": first.prompt[-1].text,
-            "answer": first.text,
-            "rewards": dict(zip(names, self.scores[0].tolist(), strict=True)),
-            "reward": float(self.totals[0]),
-        }]  # fmt: skip
 
 
 def advantages(rewards: np.ndarray, scale: Literal["group", "batch", "none"]) -> np.ndarray:

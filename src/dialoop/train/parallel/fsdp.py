@@ -3,14 +3,16 @@
 Every decoder layer is gathered when it computes and freed after it, or after its backward pass;
 embedding, norm and head are the root's. All questions to the model go through the root, so that its
 hooks run whichever part is asked. Gradients are summed, not averaged, since a rank's loss is its
-share of the step's. Sources: ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054, section 5;
-ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; FSDP, Zhao et al. 2023, arXiv:2304.11277, as
+share of the step's. After a question without gradient nothing stays gathered, so that what reads
+the parameters next finds the shards that are trained. Sources: ZeRO, Rajbhandari et al. 2020,
+arXiv:1910.02054, section 5; ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; FSDP, Zhao et al.
+2023, arXiv:2304.11277, as
 `torch.distributed.fsdp.fully_shard`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from transformers import PreTrainedModel
 
     from dialoop.train.parallel.mesh import Mesh
+
+T = TypeVar("T")
 
 
 class Root(nn.Module):
@@ -39,23 +43,50 @@ class Root(nn.Module):
     Args:
         model: the model.
         device: where it computes.
+        frees: whether a layer is freed between its forward and its backward pass.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device, *, frees: bool) -> None:
         super().__init__()
-        self.model, self.device = model, device
+        self.model, self.device, self.frees = model, device, frees
 
-    def forward(self, ask: Callable[..., Tensor], *args: Any) -> Tensor:
-        """What `ask(*args)` returns while the parameters that it reads are gathered."""
-        return ask(*args)
+    def forward(self, question: Callable[..., T], *about: Any) -> T:
+        """What `question(*about)` returns; called by `ask`, so that its hooks run."""
+        return question(*about)
 
-    def answer(self, ask: Callable[..., Tensor], *args: Any) -> Tensor:
-        """The same; where no backward pass will free what was gathered, it is freed here."""
-        found = self(ask, *args)
+    def ask(self, question: Callable[..., T], *about: Any) -> T:
+        """What `question(*about)` returns while the parameters that it reads are gathered.
+
+        All ranks ask together, and call the model alike.
+        """
+        answer = self(question, *about)
         if not torch.is_grad_enabled():
-            for module in _sharded(self):
-                module.reshard()
-        return found
+            for part in self.parts:
+                part.reshard()
+        return answer
+
+    def ask_whole(self, question: Callable[[], T]) -> T:
+        """What a question returns while every rank holds all parameters, without gradient.
+
+        All ranks ask together, but each may call the model as often as it likes.
+        """
+        return self.ask(self._whole, question)
+
+    def _whole(self, question: Callable[[], Any]) -> Any:
+        layers = [part for part in self.parts if part is not self]
+        for layer in layers:
+            layer.unshard()
+            layer.set_reshard_after_forward(False, recurse=False)
+        try:
+            return question()
+        finally:
+            for layer in layers:
+                layer.set_reshard_after_forward(self.frees, recurse=False)
+
+    @property
+    def parts(self) -> list[FSDPModule]:
+        """What is gathered and freed by itself: the layers, and the root."""
+        return [module for module in self.modules() if isinstance(module, FSDPModule)]
 
 
 def shard(
@@ -85,16 +116,12 @@ def shard(
     }
     for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
         fully_shard(layer, reshard_after_forward=frees, **options)
-    root = Root(model, device)
+    root = Root(model, device, frees=frees)
     fully_shard(root, reshard_after_forward=False, **options)
-    for module in _sharded(root):
+    for module in root.parts:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     return root
-
-
-def _sharded(root: Root) -> Iterator[FSDPModule]:
-    return (module for module in root.modules() if isinstance(module, FSDPModule))
 
 
 def whole(tensor: Tensor) -> Tensor:

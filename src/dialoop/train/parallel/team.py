@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,7 @@ from dialoop.train.parallel.methods import METHODS, choose, ulysses_size
 from dialoop.train.parallel.shared_row import SharedRows
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from torch import Tensor
     from transformers import PretrainedConfig
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from dialoop.core.device import Device
     from dialoop.train.parallel.mesh import Mesh
     from dialoop.train.spec import TrainJob
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients that are added up together."""
@@ -123,6 +126,21 @@ class Team:
         if self.mesh is not None:
             dist.all_reduce(whole, group=self.mesh.data.group)
         return whole
+
+    def spread(self, items: Sequence[A], work: Callable[[Sequence[A]], list[B]]) -> list[B]:
+        """What work makes of items, in order and on every rank, though each does only its part.
+
+        Args:
+            items: the same on all ranks.
+            work: makes one result of each item that it gets, which may be none. Results are
+                pickled and sent to all ranks.
+        """
+        if self.mesh is None:
+            return work(items)
+        size = self.mesh.size
+        parts: list[list[B]] = [[] for _ in range(size)]
+        dist.all_gather_object(parts, work(items[self.mesh.rank :: size]), group=self.mesh.group)
+        return [parts[n % size][n // size] for n in range(len(items))]
 
     def seed(self, seed: int, step: int) -> None:
         """Draw other random numbers than the ranks with other rows do, whatever their number was.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from dialoop.train.parallel.fsdp import Root
     from dialoop.train.tuners import Tuner
 
 
@@ -47,18 +48,28 @@ class Policy:
     """`bf16` or `fp32`, of the computation."""
     autocast: torch.dtype | None
     """Compute type where the weights are wider."""
+    longest: int
+    """Tokens of the longest prompt and answer together."""
+    root: Root | None = None
+    """What gathers the parameters where they are in shards."""
 
 
 class Sampler(Protocol):
     """Answers prompts by the policy as it is now."""
 
-    def sample(self, prompts: Sequence[np.ndarray], num: int, seed: int) -> list[list[Answer]]:
+    def sample(
+        self, prompts: Sequence[np.ndarray], num: int, seeds: Sequence[int]
+    ) -> list[list[Answer]]:
         """Several answers to each prompt, in order.
+
+        Where ranks share a model, all of them call this together, each with prompts of its own,
+        which may be none.
 
         Args:
             prompts: (n,) int32 ids each, none empty.
             num: answers to each prompt.
-            seed: the same seed and weights give the same answers, where the engine is exact.
+            seeds: of each prompt, below 2**31. The same prompt, seed and weights give the same
+                answers whatever is asked beside, as far as the engine rounds alike.
         """
         ...
 
@@ -74,6 +85,19 @@ class RolloutOption(Option, frozen=True):
     """Sample among the likeliest tokens that hold this share of the probability."""
     top_k: int = Field(default=0, ge=0)
     """Sample among this many likeliest tokens; 0 takes all."""
+
+    def refuse(self, *, tuner: Tuner, is_sharded: bool, is_stretched: bool) -> None:
+        """Raise on a policy that cannot be sampled this way.
+
+        Args:
+            tuner: what trains it.
+            is_sharded: whether ranks hold shards of it.
+            is_stretched: whether its positions are scaled.
+
+        Raises:
+            ValueError: the field, and why.
+        """
+        del tuner, is_sharded, is_stretched
 
     @abstractmethod
     def open(self, policy: Policy) -> Sampler:

@@ -1,7 +1,9 @@
 """Answers by the model in training itself: no second copy, and nothing to keep in step.
 
 Each prompt is read once, however many answers it gets; its keys and values are then repeated. Rows
-that have ended leave the batch at once.
+that have ended leave the batch at once. Each answer has random numbers of its own, by its prompt's
+seed, so that neither the batch nor the number of ranks changes it. Where ranks hold shards, each
+gathers all parameters in the compute type while it answers, and frees them afterwards.
 
 B is the prompts, A the answers still being written, T the tokens of the longest row, V the
 vocabulary.
@@ -10,6 +12,7 @@ vocabulary.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -52,28 +55,43 @@ class InProcess:
     def __init__(self, settings: PolicyRollout, policy: Policy) -> None:
         self._settings, self._policy = settings, policy
 
-    def sample(self, prompts: Sequence[np.ndarray], num: int, seed: int) -> list[list[Answer]]:
-        """Several answers to each prompt, in order; the same for the same seed and weights."""
+    def sample(
+        self, prompts: Sequence[np.ndarray], num: int, seeds: Sequence[int]
+    ) -> list[list[Answer]]:
+        """Several answers to each prompt, in order; the same for the same seeds and weights."""
         import torch
 
-        model, kind = self._policy.model, self._policy.autocast
-        generator = torch.Generator(model.device).manual_seed(seed)
+        model, kind, root = self._policy.model, self._policy.autocast, self._policy.root
+        autocast = torch.autocast(model.device.type, dtype=kind, enabled=kind is not None)
+        ask = partial(self._sample, prompts, num, seeds)
+        with torch.no_grad(), _generating(model), autocast:
+            return ask() if root is None else root.ask_whole(ask)
+
+    def _sample(
+        self, prompts: Sequence[np.ndarray], num: int, seeds: Sequence[int]
+    ) -> list[list[Answer]]:
         size = max(1, self._settings.batch_size // num)
         found: list[list[Answer]] = []
-        autocast = torch.autocast(model.device.type, dtype=kind, enabled=kind is not None)
-        with torch.no_grad(), _generating(model), autocast:
-            for start in range(0, len(prompts), size):
-                found += self._batch(prompts[start : start + size], num, generator)
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            found += self._batch(prompts[part], num, self._chances(seeds[part], num))
         return found
 
+    def _chances(self, seeds: Sequence[int], num: int) -> np.ndarray:
+        """(B * num, limit) numbers from 0 to below 1, by which each answer's tokens are drawn."""
+        shape = (num, self._settings.max_new_tokens)
+        drawn = [np.random.default_rng(seed).random(shape, np.float32) for seed in seeds]
+        return np.concatenate(drawn)
+
     def _batch(
-        self, prompts: Sequence[np.ndarray], num: int, generator: torch.Generator
+        self, prompts: Sequence[np.ndarray], num: int, chances: np.ndarray
     ) -> list[list[Answer]]:
         import torch
         from transformers import DynamicCache
 
         model, limit = self._policy.model, self._settings.max_new_tokens
         stops = torch.tensor(self._policy.stop_ids, device=model.device)
+        drawn = torch.from_numpy(chances).to(model.device)
         ids, mask = _padded(prompts, model.device)  # (B, T) each
         cache = DynamicCache(config=model.config)
         logits = _next_logits(model, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)  # (B, V)
@@ -83,7 +101,7 @@ class InProcess:
         is_complete = [False] * len(written)
         alive = torch.arange(len(written), device=model.device)  # (A,)
         for step in range(limit):
-            chosen = self._draw(logits, generator)  # (A,)
+            chosen = self._draw(logits, drawn[alive, step])  # (A,)
             ended = torch.isin(chosen, stops)
             for row, token, end in zip(
                 alive.tolist(), chosen.tolist(), ended.tolist(), strict=True
@@ -105,8 +123,8 @@ class InProcess:
         ]
         return [answers[start : start + num] for start in range(0, len(answers), num)]
 
-    def _draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """One token a row: (A, V) to (A,)."""
+    def _draw(self, logits: Tensor, chance: Tensor) -> Tensor:
+        """The token of each row that its chance falls on: (A, V) and (A,) to (A,)."""
         import torch
 
         settings = self._settings
@@ -118,7 +136,9 @@ class InProcess:
             ranked, order = p.sort(descending=True)
             is_out = ranked.cumsum(-1) - ranked >= settings.top_p * ranked.sum(-1, keepdim=True)
             p = p.masked_fill(is_out.scatter(-1, order, is_out), 0)
-        return torch.multinomial(p, 1, generator=generator)[:, 0]
+        whole = p.double().cumsum(-1)
+        wanted = chance.double()[:, None] * whole[:, -1:]
+        return torch.searchsorted(whole, wanted, right=True)[:, 0]
 
 
 def _padded(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
