@@ -6,8 +6,7 @@ hooks run whichever part is asked. Gradients are summed, not averaged, since a r
 share of the step's. After a question without gradient nothing stays gathered, so that what reads
 the parameters next finds the shards that are trained. Sources: ZeRO, Rajbhandari et al. 2020,
 arXiv:1910.02054, section 5; ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; FSDP, Zhao et al.
-2023, arXiv:2304.11277, as
-`torch.distributed.fsdp.fully_shard`.
+2023, arXiv:2304.11277, as `torch.distributed.fsdp.fully_shard`.
 """
 
 from __future__ import annotations
