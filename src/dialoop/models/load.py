@@ -41,6 +41,7 @@ def load_model(
     attention: str | None = None,
     head: Head = "tokens",
     num_scores: int | None = None,
+    weightless: bool = False,
 ) -> PreTrainedModel:
     """A model from a checkpoint folder, in evaluation mode; a causal language model by default.
 
@@ -54,6 +55,7 @@ def load_model(
         head: what the model ends in: tokens, a score, or none, which gives hidden states.
         num_scores: how many scores a new head gives, where the checkpoint has none of that width;
             None takes only the checkpoint's own.
+        weightless: make the weights on the meta device: their shapes and types, and no numbers.
 
     Raises:
         UserError: the checkpoint is damaged, of an unknown family, or ends in something else, or
@@ -91,10 +93,12 @@ def load_model(
     is_quantized = method is not None or quantization is not None
     if is_quantized:
         options |= {"device_map": {"": device.torch_name}}
+    elif weightless:
+        options |= {"device_map": "meta"}
     if num_scores is not None:
         options |= {"num_labels": num_scores}
     model = _from_pretrained(folder, kind, head, options)
-    if not is_quantized:
+    if not (is_quantized or weightless):
         model = _to_device(model, device)
     return model.eval()
 

@@ -121,9 +121,39 @@ def test_two_ranks_learn_what_one_does(
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
     told = ["reward", "own_share", "answer_tokens", "flat_groups"]  # of the answers, by all ranks
     for name in told:
-        assert curve(tmp_path / "two", name) == pytest.approx(curve(tmp_path / "one", name))
+        one, both = (curve(tmp_path / folder, name) for folder in ("one", "two"))
+        assert both == pytest.approx(one, rel=1e-5, abs=1e-5)
     for key, value in weights.items():  # Adam makes whole steps of gradients that round to nothing
         assert (learned[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
+
+
+@pytest.mark.parametrize(
+    "tuner",
+    [
+        {"kind": "pissa", "rank": 4},
+        pytest.param({"kind": "dora"}, marks=pytest.mark.matrix),
+        pytest.param({"kind": "lora", "new_tokens": ["<new>"]}, marks=pytest.mark.matrix),
+        pytest.param(
+            {"kind": "lora", "modules_to_save": ["embed_tokens"]}, marks=pytest.mark.matrix
+        ),
+        pytest.param({"kind": "full"}, marks=pytest.mark.matrix),
+    ],
+    ids=str,
+)
+def test_the_leader_s_weights_are_everybody_s(tuner: dict, tmp_path: Path, two: World) -> None:
+    """Others make the model without numbers; embedding and head are one, positions are scaled."""
+    tied = make_tiny_checkpoint(tmp_path / "tied", tied=True)
+    changes = {"max_steps": STEPS, "max_length": 64, "optim": {"lr": 0.003, "warmup": 0}}
+    changes |= {"rope_scaling": "yarn", "rope_factor": 2.0}
+    settings = jobfile.read_yaml(jobfile.dump(job("sft", "lora", tied, tmp_path, **changes)))
+    settings |= {"tuner": tuner, "accumulate": 4}
+    expected, weights = outcome(jobfile.parse(TrainJob, settings), None)
+    settings |= {"accumulate": 2, "output": str(tmp_path / "two"), **WAYS["fsdp"]}
+    got, learned = outcome(jobfile.parse(TrainJob, settings), two)
+    assert got == pytest.approx(expected, rel=1e-5)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("out", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in learned.items()}
 
 
 @pytest.mark.parametrize(
