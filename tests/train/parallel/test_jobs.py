@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from tests.train.test_matrix import OBJECTIVES, curve, job
 
 from dialoop.core import events, jobfile
 from dialoop.core.errors import MachineError, UserError
+from dialoop.train.parallel.mesh import layout
+from dialoop.train.parallel.team import Team
 from dialoop.train.run import run
 from dialoop.train.spec import TrainJob
 
@@ -71,6 +73,22 @@ def outcome(wanted: TrainJob, two: World | None) -> tuple[list[float], dict[str,
     names = {"full": "model.safetensors"}
     weights = load_file(wanted.output / names.get(wanted.tuner.kind, "adapter_model.safetensors"))
     return curve(wanted.output), weights
+
+
+def own_part(items: list[int]) -> tuple[list[int], list[list[int]]]:
+    seen: list[list[int]] = []
+
+    def work(part: Sequence[int]) -> list[int]:
+        seen.append(list(part))
+        return [n * n for n in part]
+
+    return Team(layout()).spread(items, work), seen
+
+
+def test_each_rank_does_its_part_and_has_all(two: World) -> None:
+    assert two(own_part, [3, 4, 5]) == [([9, 16, 25], [[3, 5]]), ([9, 16, 25], [[4]])]
+    assert two(own_part, [3]) == [([9], [[3]]), ([9], [[]])]
+    assert Team().spread([3], lambda part: [-n for n in part]) == [-3]
 
 
 def cells() -> Iterator[Any]:

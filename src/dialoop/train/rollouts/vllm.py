@@ -45,6 +45,8 @@ class VllmRollout(RolloutOption, frozen=True):
     kind: Literal["vllm"] = "vllm"
     gpu_share: float = Field(default=0.4, gt=0, lt=1)
     """Share of the GPU's memory that vLLM may take, its copy of the model included."""
+    eager: bool = False
+    """Start without compiling the model and capturing graphs: ready sooner, slower afterwards."""
 
     @override
     def refuse(self, *, tuner: Tuner, is_sharded: bool, is_stretched: bool) -> None:
@@ -120,6 +122,7 @@ class Vllm:
                 max_model_len=policy.longest,
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",
+                enforce_eager=settings.eager,
                 **options,
             )
 
