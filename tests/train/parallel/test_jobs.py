@@ -15,9 +15,13 @@ from safetensors.torch import load_file
 from tests.tiny import make_tiny_checkpoint
 from tests.train.parallel.world import World, world
 from tests.train.test_matrix import OBJECTIVES, curve, job
+from torch.distributed.tensor import DTensor
 
-from dialoop.core import events, jobfile
+from dialoop.core import env, events, jobfile
+from dialoop.core.device import find
 from dialoop.core.errors import MachineError, UserError
+from dialoop.models.load import load_model
+from dialoop.train.parallel.fsdp import shard
 from dialoop.train.parallel.mesh import layout
 from dialoop.train.parallel.team import Team
 from dialoop.train.run import run
@@ -91,6 +95,22 @@ def test_each_rank_does_its_part_and_has_all(two: World) -> None:
     assert Team().spread([3], lambda part: [-n for n in part]) == [-3]
 
 
+def answers_of_a_shard(folder: Path) -> tuple[bool, bool]:
+    model = load_model(folder, device=find("cpu"), dtype="fp32")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        root = shard(model, layout(), "cpu", None)
+        times = 1 + 2 * env.rank()
+        found = root.ask_whole(lambda: [model(ids).logits for _ in range(times)][-1])
+    is_sharded = all(isinstance(p, DTensor) for p in model.parameters())
+    return bool((found - expected).abs().max() < 1e-5), is_sharded
+
+
+def test_ranks_ask_a_gathered_model_as_often_as_they_like(tiny: Path, two: World) -> None:
+    assert two(answers_of_a_shard, tiny) == [(True, True)] * 2
+
+
 def cells() -> Iterator[Any]:
     for objective in sorted(OBJECTIVES):
         for way in WAYS:
@@ -118,6 +138,9 @@ def test_two_ranks_learn_what_one_does(
     assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
     norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    if objective == "grpo":
+        samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+        assert samples[0] == samples[1]
     told = ["reward", "own_share", "answer_tokens", "flat_groups"]  # of the answers, by all ranks
     for name in told:
         assert curve(tmp_path / "two", name) == pytest.approx(curve(tmp_path / "one", name))
