@@ -40,11 +40,11 @@ check: install  ## what a machine can check: format, lint, types, imports, house
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/architecture
-	$(BIN)/python tests/architecture/generate.py --check
+	$(BIN)/python -m tests.architecture.generate --check
 
 fix: install  ## repair what a machine can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: install  ## write the README map and the reference pages from the sources
-	$(BIN)/python tests/architecture/generate.py
+	$(BIN)/python -m tests.architecture.generate

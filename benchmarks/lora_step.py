@@ -7,8 +7,10 @@ loss on the frozen head. The peer is transformers with PEFT and its own loss, on
 """
 
 import argparse
+import gc
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dialoop.chat.template import Row
+from dialoop.data.units import Row, Unit
 from dialoop.models import lora
-from dialoop.train.batch import collate
+from dialoop.train.batch import Step, collate
+from dialoop.train.compiled import compile_layers
 from dialoop.train.view import View, use_packed_attention
 
 SHAPES = {
@@ -70,17 +73,22 @@ def measure(step: Any, tokens: int, repeats: int) -> dict[str, float]:
     }
 
 
-def ours(shape: str, rows: list[Row], tokens: int, repeats: int) -> dict[str, float]:
+def ours(
+    shape: str, rows: list[Row], tokens: int, repeats: int, *, compiled: bool = False
+) -> dict[str, float]:
     """Our general path."""
     model = build(shape)
     use_packed_attention(model)
     lora.attach(model, lora.LoraConfig(rank=16, alpha=32))
+    if compiled:
+        compile_layers(model)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    batch = collate(rows, torch.device("cuda"), float(tokens - len(rows)))
+    units = [Unit((row,)) for row in rows]
+    batch = collate(units, torch.device("cuda"), Step(float(tokens - len(rows)), len(rows)))
 
     def step() -> torch.Tensor:
-        loss = (View(model).token_nll(batch) * batch.weights).sum() / batch.step_weight
+        loss = batch.token_mean(View(model).token_nll(batch))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -124,11 +132,14 @@ def main() -> None:
         "tokens": args.tokens,
         "torch": torch.__version__,
     }
-    for name, run in (("dialoop", ours), ("transformers_peft", peer)):
+    compiled = partial(ours, compiled=True)
+    runs = {"dialoop": ours, "dialoop_compiled": compiled, "transformers_peft": peer}
+    for name, run in runs.items():
         try:
             result[name] = run(args.shape, rows, args.tokens, args.repeats)
         except (ImportError, torch.cuda.OutOfMemoryError) as error:
             result[name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+        gc.collect()
         torch.cuda.empty_cache()
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What is written from the sources: the map in both READMEs and docs/reference/cli.md.
+"""What is written from the sources: the map in both READMEs and the pages of docs/reference.
 
 `generate.py` rewrites them (`make docs`); `generate.py --check` names those that are stale and
 ends with 1 (`make check`).
@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.architecture.combinations import refusals
+
 from dialoop.cli.help import sections, spellings, usage
 from dialoop.core.fields import Field
 from dialoop.core.schema import Spec
@@ -17,13 +19,14 @@ from dialoop.jobs.catalog import CATALOG, JobKind
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh.md")
 REFERENCE = "docs/reference/cli.md"
+COMBINATIONS = "docs/reference/combinations.md"
 BEGIN = "<!-- map: begin (made by `make docs`) -->"
 END = "<!-- map: end -->"
 
 
 def generated(root: Path = ROOT) -> dict[Path, str]:
     """The text that each generated file should have."""
-    texts = {root / REFERENCE: reference()}
+    texts = {root / REFERENCE: reference(), root / COMBINATIONS: combinations()}
     block = f"{BEGIN}\n```\n" + "\n".join(package_map(root / "src" / "dialoop")) + f"\n```\n{END}"
     for name in READMES:
         path = root / name
@@ -70,6 +73,31 @@ def reference() -> str:
     for verb, kind in sorted(CATALOG.items()):
         parts += ["", *_verb(verb, kind)]
     return "\n".join(parts) + "\n"
+
+
+def combinations() -> str:
+    """The page of what cannot be asked for together."""
+    lines = [
+        "# What cannot be combined",
+        "",
+        "Made by `make docs`, which asks for every two settings together: do not edit. Every"
+        " combination of an objective, tuner, optimizer, form of parallelism, way to attend over"
+        " ranks and treatment of long dialogues trains, except these, which are refused before"
+        " anything is loaded, with the reason given here (the left one is `it`).",
+        "",
+        "| together | with | reason |",
+        "| --- | --- | --- |",
+    ]
+    for one, other, reason in refusals():
+        lines.append(f"| {one} | {other} | {reason} |".replace("\n", " "))
+    lines += [
+        "",
+        "What only the model's files can tell is refused on reading them: encoders (such as BERT)"
+        " take no `sequence_parallel` and no `mlp_tile`; `sequence_method ulysses` needs as many"
+        " query heads as ranks; sliding windows and attention dropout are not known to"
+        " `sequence_parallel`; bases that are quantized already take `--tuner qlora` only.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _verb(verb: str, kind: JobKind) -> Iterator[str]:

@@ -41,6 +41,7 @@ def make_encoder(folder: Path, family: str) -> Path:
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    named |= {"unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(named))
     kind: Any = {"bert": BertConfig, "xlm-roberta": XLMRobertaConfig}[family]
     config = kind(

@@ -81,20 +81,40 @@ def test_the_rate_of_this_machine_is_plausible() -> None:
     "changes",
     [
         {"tuner": {"kind": "galore"}, "parallel": "fsdp"},
-        {"tuner": {"kind": "lisa"}, "parallel": "fsdp"},
+        {"tuner": {"kind": "lisa"}, "parallel": "zero2"},
         {"tuner": {"kind": "full"}, "optimizer": {"kind": "adamw_8bit"}},
         {"tuner": {"kind": "full"}, "optimizer": {"kind": "muon"}},
     ],
 )
 def test_shards_of_matrices_are_refused_where_whole_ones_are_needed(changes: dict) -> None:
-    with pytest.raises(UserError, match="need whole; use ddp"):
+    with pytest.raises(UserError, match="must have whole; use ddp"):
         job(gpus=2, **changes)
     job(gpus=2, **(changes | {"parallel": "ddp"}))
+
+
+def test_shards_leave_room_for_activations() -> None:
+    """InternLM3-8B in full: 16 bytes a parameter and a bf16 copy fit no 80 GB card, eighths do."""
+    full = {"tuner": {"kind": "full"}, "dtype": "bf16", "device": "cpu", "max_length": 16}
+    one, two, eight = (plan(job(**full, gpus=n)).memory_bytes for n in (1, 2, 8))
+    assert one > 140e9
+    assert 0.45 * one < two < 0.6 * one
+    assert 0.1 * one < eight < 0.2 * one
+    kept = plan(job(**full, gpus=8, parallel="zero2")).memory_bytes
+    assert 10e9 < kept - eight < 16e9  # a bf16 copy of 48 layers, less two of them
+    away = plan(job(**(full | {"device": "cuda"}), offload=True))
+    assert away.memory_bytes < 6e9
+    assert "in the host's memory" in away.lines["memory"]
+
+
+SAMPLES = {"kind": "grpo", "rewards": [{"kind": "length"}]}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"offload": True, "parallel": "ddp"}, "ddp keeps no shards"),
+        ({"offload": True, "device": "cpu"}, "a job on the CPU has everything there"),
+        ({"offload": True, "objective": SAMPLES}, "grpo samples answers"),
         ({"reference": "live"}, "sft has none to choose"),
         ({"sequence_method": "ring"}, "set sequence_parallel"),
     ],

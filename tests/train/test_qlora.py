@@ -10,10 +10,32 @@ from tests.tiny import make_tiny_checkpoint
 from dialoop.core import device, events, jobfile
 from dialoop.models import lora
 from dialoop.models.load import load_model
+from dialoop.train.packed import repack
 from dialoop.train.run import run
 from dialoop.train.spec import TrainJob
 
 pytest.importorskip("bitsandbytes")
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes warns of kernels that a CPU has not
+def test_a_packed_layer_is_the_one_that_it_was_made_of(tmp_path: Path) -> None:
+    """NF4 doubly quantised: output and gradient, before and after a question without one."""
+    folder = make_tiny_checkpoint(tmp_path / "tiny")
+    x = torch.randn(3, 7, 64, generator=torch.Generator().manual_seed(0))
+    place = device.find("cpu")
+    model = load_model(folder, device=place, dtype="fp32", quantization="nf4").train()
+    theirs = model.get_submodule("model.layers.0.mlp.up_proj")
+    wanted = theirs(given := x.clone().requires_grad_())
+    wanted.sum().backward()
+    repack(model)
+    ours = model.get_submodule("model.layers.0.mlp.up_proj")
+    for _ in range(2):
+        got = ours(mine := x.clone().requires_grad_())
+        got.sum().backward()
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+        torch.testing.assert_close(mine.grad, given.grad, rtol=0, atol=0)
+        with torch.no_grad():
+            ours.eval()(x)
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes warns of kernels that a CPU has not

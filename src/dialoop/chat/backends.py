@@ -121,7 +121,7 @@ class FastBackend:
     @property
     def vocab_size(self) -> int:
         """Largest id plus one."""
-        return max(self._tokenizer.get_vocab_size(), *(n + 1 for n in self.added))
+        return max([self._tokenizer.get_vocab_size(), *(n + 1 for n in self.added)])
 
     @property
     def adds_bos(self) -> bool:
@@ -221,7 +221,7 @@ class SentencePieceBackend:
     @property
     def vocab_size(self) -> int:
         """Largest id plus one."""
-        return max(self._model.get_piece_size(), *(n + 1 for n in self.added))
+        return max([self._model.get_piece_size(), *(n + 1 for n in self.added)])
 
 
 class CheckpointBackend:

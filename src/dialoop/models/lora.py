@@ -187,8 +187,8 @@ def save(model: PreTrainedModel, config: LoraConfig, folder: Path, *, base: str)
     rows = {
         name: list(layer.ids) for name, layer in found.items() if isinstance(layer, TrainedRows)
     }
-    if model.config.tie_word_embeddings and rows:
-        _, head = _table_names(model)
+    if rows and (tied := _tied_names(model)):
+        _, head = tied
         del tensors[f"{_PREFIX}{head}.{_ROWS}"]
     save_file({k: t.clone() for k, t in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     make_readable(folder)
@@ -289,31 +289,36 @@ def load(model: PreTrainedModel, folder: Path) -> LoraConfig:
 
 def grow(model: PreTrainedModel, num_rows: int) -> None:
     """Give embedding and head at least so many rows, in place; new ones are the mean row."""
-    table: Any = model.get_input_embeddings()
-    before = len(table.weight)
+    before = len(tables(model)[0].get_parameter("weight"))
     if num_rows <= before:
         return
     model.resize_token_embeddings(num_rows, mean_resizing=False)
     with torch.no_grad():
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-            weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType, reportOptionalMemberAccess]
+        for table in tables(model):
+            weight = table.get_parameter("weight")
             weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
+
+
+def tables(model: PreTrainedModel) -> list[nn.Module]:
+    """The embedding, and the output head of a model that has one."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [end for end in ends if end is not None]
 
 
 def _kind(config: LoraConfig) -> type[LoraLinear]:
     return DoraLinear if config.use_dora else LoraLinear
 
 
-def _table_names(model: PreTrainedModel) -> tuple[str, str]:
-    """Paths of the embedding and the output head."""
+def _table_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Paths of the embedding and, where there is one, the output head."""
     names = {id(module): name for name, module in model.named_modules()}
-    return names[id(model.get_input_embeddings())], names[id(model.get_output_embeddings())]
+    return tuple(names[id(table)] for table in tables(model))
 
 
 def _tied_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Embedding and head where they are one table, otherwise nothing."""
-    has_head = model.get_output_embeddings() is not None
-    return _table_names(model) if has_head and model.config.tie_word_embeddings else ()
+    names = _table_names(model)
+    return names if len(names) == 2 and model.config.tie_word_embeddings else ()
 
 
 def _copy_modules(model: PreTrainedModel, copies: tuple[str, ...]) -> list[str]:
@@ -343,16 +348,17 @@ def _train_rows(model: PreTrainedModel, ids: tuple[int, ...]) -> None:
     """Put trained rows on embedding and head; of tied ones, one for both."""
     if not ids:
         return
-    embedding, head = (model.get_submodule(name) for name in _table_names(model))
-    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
-        raise UserError(
-            f"rows of a {type(embedding).__name__} and a {type(head).__name__} cannot be trained",
-            hint="leave new_tokens out, or add embedding and head to modules_to_save",
-        )
-    names = _table_names(model)
-    first = TrainedRows(embedding, ids, None)
-    second = TrainedRows(head, ids, first if model.config.tie_word_embeddings else None)
-    for name, layer in zip(names, (first, second), strict=True):
+    names, tied = _table_names(model), _tied_names(model)
+    first: TrainedRows | None = None
+    for name, kind in zip(names, (nn.Embedding, nn.Linear), strict=False):
+        table = model.get_submodule(name)
+        if type(table) is not kind:
+            raise UserError(
+                f"rows of a {type(table).__name__} cannot be trained",
+                hint="leave new_tokens out, or add embedding and head to modules_to_save",
+            )
+        layer = TrainedRows(table, ids, first if name in tied else None)
+        first = layer
         model.set_submodule(name, layer)
 
 

@@ -1,4 +1,4 @@
-"""New special tokens for a checkpoint's tokenizer, written so that others read them too."""
+"""New tokens for a checkpoint's tokenizer, special or plain, written so that others read them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,22 @@ def token_ids(folder: Path, tokens: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def pieces(folder: Path, token: str) -> list[int]:
-    """The ids that the tokenizer as it was writes the token with."""
-    return load_tokenizer(folder).encode(token)
+class Pieces:
+    """What the tokenizer of a checkpoint wrote new tokens with.
+
+    Args:
+        folder: the checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = load_tokenizer(folder)
+        unknown = self._tokenizer.special_tokens.get("unk_token", "")
+        self._unknown = self._tokenizer.token_id(unknown)
+
+    def known(self, token: str) -> list[int] | None:
+        """The ids of its pieces; None where one of them is unknown, or there are none."""
+        ids = self._tokenizer.encode(token)
+        return None if self._unknown in ids or not ids else ids
 
 
 def copy_texts(folder: Path, output: Path) -> None:
@@ -42,23 +55,25 @@ def copy_texts(folder: Path, output: Path) -> None:
             shutil.copyfile(file, output / file.name)
 
 
-def extend(folder: Path, output: Path, tokens: Sequence[str]) -> None:
-    """Write the tokenizer of a checkpoint with more special tokens.
+def extend(folder: Path, output: Path, tokens: Sequence[str], words: Sequence[str] = ()) -> None:
+    """Write the tokenizer of a checkpoint with more tokens.
 
     Args:
         folder: the checkpoint.
         output: an existing folder.
-        tokens: text of the tokens.
+        tokens: text of the special ones.
+        words: text of the plain ones.
 
     Raises:
         UserError: the tokenizer is of a kind that takes none.
     """
     copy_texts(folder, output)
-    ids = token_ids(folder, tokens)
+    ids = token_ids(folder, [*tokens, *words])
+    special = frozenset(tokens)
     if (output / "tokenizer.json").exists():
-        _extend_fast(output / "tokenizer.json", ids)
+        _extend_fast(output / "tokenizer.json", ids, special)
     elif (output / "tokenizer.model").exists():
-        _extend_pieces(output / "tokenizer_config.json", ids)
+        _extend_pieces(output / "tokenizer_config.json", ids, special)
     else:
         raise UserError(
             f"tokens cannot be added to the tokenizer of `{folder}`",
@@ -66,24 +81,24 @@ def extend(folder: Path, output: Path, tokens: Sequence[str]) -> None:
         )
 
 
-def _extend_fast(path: Path, ids: dict[str, int]) -> None:
+def _extend_fast(path: Path, ids: dict[str, int], special: frozenset[str]) -> None:
     tokenizers: Any = importlib.import_module("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    added = [tokenizers.AddedToken(t, special=True, normalized=False) for t in ids]
-    tokenizer.add_special_tokens(added)
+    added = [tokenizers.AddedToken(t, special=t in special, normalized=False) for t in ids]
+    tokenizer.add_tokens(added)
     for token, number in ids.items():
         if tokenizer.token_to_id(token) != number:
             raise UserError(
                 f"`{path}` has gaps in its ids: `{token}` would not be {number}",
-                hint="leave tuner.new_tokens out",
+                hint="leave tuner.new_tokens and tuner.new_words out",
             )
     tokenizer.save(str(path))
 
 
-def _extend_pieces(path: Path, ids: dict[str, int]) -> None:
+def _extend_pieces(path: Path, ids: dict[str, int], special: frozenset[str]) -> None:
     config = read_json(path)
     listed: dict[str, Any] = config.get("added_tokens_decoder") or {}
     for token, number in ids.items():
         flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
-        listed[str(number)] = {"content": token, "special": True} | flags
+        listed[str(number)] = {"content": token, "special": token in special} | flags
     write_text(path, json.dumps(config | {"added_tokens_decoder": listed}, indent=2) + "\n")

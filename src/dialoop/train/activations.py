@@ -18,6 +18,7 @@ from dialoop.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from dialoop.core.device import DeviceKind
     from dialoop.models.spec import ModelFacts
 
 Mode = Literal["none", "selective", "full", "offload"]
@@ -26,15 +27,20 @@ COSTLY = ("mm", "linear", "attention", "attn")
 """Operators whose results are worth keeping, by parts of their names."""
 
 
-def recompute(model: PreTrainedModel, mode: Mode) -> None:
+def recompute(model: PreTrainedModel, mode: Mode, kind: DeviceKind) -> None:
     """Let a model's layers forget what is cheap to compute again, in place.
+
+    Args:
+        model: the model.
+        mode: what is kept.
+        kind: of the device that it computes on.
 
     Raises:
         UserError: the model's class cannot, or `offload` is asked of a model on the CPU.
     """
     if mode == "none":
         return
-    if mode == "offload" and model.device.type == "cpu":
+    if mode == "offload" and kind == "cpu":
         raise UserError(
             "activation_checkpointing: `offload` moves activations to the CPU, where this model is",
             hint="use `full`",
@@ -61,8 +67,8 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
     return CheckpointPolicy.MUST_SAVE if is_costly else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def bytes_a_token(mode: Mode, facts: ModelFacts, compute: int) -> int:
-    """Memory of the activations of a token that the device keeps, in bytes; an estimate.
+def needed_bytes(mode: Mode, tokens: int, facts: ModelFacts, compute: int, tile: int = 0) -> int:
+    """Memory of the activations that the device keeps for a packed row, in bytes; an estimate.
 
     Without recomputation about 12 widths and 4 MLP widths a layer, which came within 5 % of what
     was measured on the InternLM3-8B shape; with `selective` the results of the seven projections
@@ -70,10 +76,19 @@ def bytes_a_token(mode: Mode, facts: ModelFacts, compute: int) -> int:
 
     Args:
         mode: what is kept.
+        tokens: of the packed row.
         facts: the model's shape.
         compute: bytes of a number.
+        tile: tokens that an MLP takes at once; 0 is all of them.
     """
-    d, i = facts.hidden_size, facts.intermediate_size
-    per_layer = {"none": 12 * d + 4 * i, "selective": 6 * d + 2 * i, "full": d, "offload": 0}[mode]
-    one_layer = 0 if mode == "none" else 12 * d + 4 * i  # the one that is being recomputed
-    return (facts.num_layers * per_layer + one_layer) * compute
+    d, i, layers = facts.hidden_size, facts.intermediate_size, facts.num_layers
+    in_mlp = 0 if tile else tokens  # tokens whose inner activations of an MLP are kept
+    kept = {
+        "none": 12 * d * tokens + 4 * i * in_mlp,
+        "selective": 6 * d * tokens + 2 * i * in_mlp,
+        "full": d * tokens,
+        "offload": 0,
+    }[mode]
+    at_once = 4 * i * min(tile or tokens, tokens)  # the MLP that is being computed
+    again = 0 if mode == "none" else 12 * d * tokens + at_once  # the layer, recomputed
+    return (layers * kept + (at_once if mode == "none" and tile else again)) * compute

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 from typing_extensions import override
 
 from dialoop.core.errors import UserError
-from dialoop.train.tuners import Tuner
+from dialoop.train.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from dialoop.train.optimizers import Optimizer
 
 SHAPE = ("rank", "alpha", "target_modules", "rank_pattern", "alpha_pattern", "modules_to_save")
-SHAPE += ("new_tokens", "use_rslora")
+SHAPE += ("new_tokens", "new_words", "use_rslora")
 """Fields that an adapter which is trained on has settled."""
 
 
-class Adapter(Tuner, frozen=True):
+class Adapter(Vocabulary, frozen=True):
     """What adapters have in common, however the base is stored."""
 
     rank: PositiveInt = 16
@@ -43,8 +43,6 @@ class Adapter(Tuner, frozen=True):
     """Other alphas by layer name or pattern."""
     modules_to_save: list[str] = Field(default=[])
     """Modules trained whole, such as `embed_tokens` or `lm_head`; saved with the adapter."""
-    new_tokens: list[str] = Field(default=[])
-    """Special tokens added to the vocabulary; their rows of embedding and head are trained."""
     adapter: Path | None = None
     """Go on from this adapter's weights; its rank, scale and layers are kept."""
     use_rslora: bool = False
@@ -65,9 +63,10 @@ class Adapter(Tuner, frozen=True):
             "embed_tokens",
             "lm_head",
         }
-        if self.new_tokens and whole:
+        if (self.new_tokens or self.new_words) and whole:
+            name = "new_tokens" if self.new_tokens else "new_words"
             raise ValueError(
-                f"tuner.new_tokens: {', '.join(sorted(whole))} is trained whole by modules_to_save,"
+                f"tuner.{name}: {', '.join(sorted(whole))} is trained whole by modules_to_save,"
                 " and so cannot have rows trained alone; use one of the two"
             )
         if self.adapter is None:
@@ -85,19 +84,15 @@ class Adapter(Tuner, frozen=True):
         from dialoop.core.files import sha256
 
         known = self.adapter and sha256(self.adapter / "adapter_model.safetensors")
-        return f"{super().start} {known} {self.new_tokens}"
+        return f"{super().start} {known} {self.new_tokens} {self.new_words}"
 
     @override
     def text_folder(self, folder: Path, output: Path) -> Path:
         from dialoop.models.load import text_folder
-        from dialoop.models.new_tokens import extend
 
         if self.adapter is not None:
             return text_folder(self.adapter)
-        if not self.new_tokens:
-            return folder
-        extend(folder, output, self.new_tokens)
-        return output
+        return super().text_folder(folder, output)
 
     @override
     def prepare(self, model: PreTrainedModel, seed: int) -> None:
@@ -106,7 +101,7 @@ class Adapter(Tuner, frozen=True):
         from dialoop.models.load import attach_adapter
 
         if self.adapter is None:
-            config = replace(self._config_for(model), token_ids=self._add_rows(model))
+            config = replace(self._config_for(model), token_ids=self.add_rows(model, seed))
             lora.attach(model, config, seed=seed, kind=self.layer())
             return
         self._refuse_other_kind(self.adapter)
@@ -171,36 +166,13 @@ class Adapter(Tuner, frozen=True):
         tables = {"model.embed_tokens", "lm_head"}
         copied = [t for t in tables if any(matches(c, t) for c in config.copies)]
         num_tables = min(len(copied), 1) if facts.tied_embeddings else len(copied)
-        num_rows = len(self.new_tokens) * (1 if facts.tied_embeddings else 2)
-        count += num_rows * facts.hidden_size
+        count += self.num_new(facts)
         return count + num_tables * facts.vocab_size * facts.hidden_size
 
     @override
     def weight_bytes(self, facts: ModelFacts, compute_bytes: int) -> int:
         """The frozen base in the compute type, and float32 adapters."""
         return facts.num_parameters * compute_bytes + 4 * self.num_trained(facts)
-
-    def _add_rows(self, model: PreTrainedModel) -> tuple[int, ...]:
-        """Rows for the new tokens, each begun as the mean of its old pieces' rows."""
-        import torch
-
-        from dialoop.models.lora import grow
-        from dialoop.models.new_tokens import pieces, token_ids
-
-        if not self.new_tokens:
-            return ()
-        folder = Path(str(model.name_or_path))
-        ids = token_ids(folder, self.new_tokens)
-        grow(model, max(ids.values()) + 1)
-        tables = [model.get_input_embeddings(), model.get_output_embeddings()]
-        with torch.no_grad():
-            for token, number in ids.items():
-                for table in tables:
-                    assert table is not None  # noqa: S101
-                    weight = table.get_parameter("weight")
-                    mean = weight[pieces(folder, token)].float().mean(0)
-                    weight[number] = mean.to(weight.dtype)
-        return tuple(ids.values())
 
     def _refuse_other_kind(self, folder: Path) -> None:
         from dialoop.models.lora import read_config

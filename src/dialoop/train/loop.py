@@ -61,7 +61,7 @@ class Loop:
         self.group_size = job.accumulate * team.num_parts
         self.job, self.model, self.rows, self.held_out = job, model, rows, held_out
         self.emit, self.autocast = emit, autocast
-        self.device = next(model.parameters()).device
+        self.device = view.device
         self.objective = job.objective
         self.capacity = job.batch_size * job.max_length
         self.checkpoints: Path = job.output / "checkpoints"
@@ -157,7 +157,8 @@ class Loop:
             num_units=sum(map(len, parts)),
             first_weight=sum(label_weight(part, rows=1) for part in parts),
         )
-        if self.objective.surveys:
+        is_whole = len(group) == self.team.num_parts == 1
+        if self.objective.surveys and not (is_whole and self.objective.sees_itself):
             state = checkpoint.random_state()
             step = dataclasses.replace(step, surveyed=self._survey(units, group, step))
             checkpoint.set_random_state(state)  # dropout falls on the same places again

@@ -93,7 +93,7 @@ class Desk:
         return np.random.default_rng([self.seed, *place])
 
     def shared(self, numbers: Sequence[int], work: Callable[[Sequence[Asked]], list[T]]) -> list[T]:
-        """What work makes of each prompt, in order; each rank does its share and has all."""
+        """What work makes of each prompt, in order on every rank, though each does a share."""
         return self.team.spread([Asked(*pair) for pair in enumerate(numbers)], work)
 
     def answers(

@@ -12,7 +12,7 @@ from dialoop.core import device as devices
 from dialoop.core.errors import MachineError
 from dialoop.models.facts import facts_of
 from dialoop.models.spec import DTYPE_BYTES
-from dialoop.train.activations import bytes_a_token
+from dialoop.train.activations import needed_bytes
 from dialoop.train.online import Online
 from dialoop.train.spec import TrainPlan
 
@@ -40,7 +40,7 @@ def plan(job: TrainJob) -> TrainPlan:
     """Predict a job from the model's shape; the weights need not be on this machine.
 
     Memory is weights + gradients and optimiser states of what is trained + activations kept for the
-    backward pass (see `activations.bytes_a_token`).
+    backward pass (see `activations.needed_bytes`).
 
     Raises:
         UserError: the model's name is unknown.
@@ -51,8 +51,9 @@ def plan(job: TrainJob) -> TrainPlan:
     trained = job.tuner.num_trained(facts)
     weights = job.tuner.weight_bytes(facts, compute)
     states = job.tuner.state_bytes(facts, job.optimizer)
-    mode, activations = _activations(job, facts, compute, weights + states, place.device)
-    memory = weights + states + activations
+    rest = _resident_bytes(job, facts, compute)
+    mode, activations = _activations(job, facts, compute, rest, place.device)
+    memory = rest + activations
     lines = {
         "model": f"{job.model}: {facts.family}, {facts.num_layers} layers,"
         f" {facts.num_parameters / 1e9:.2f} B parameters",
@@ -61,10 +62,11 @@ def plan(job: TrainJob) -> TrainPlan:
         "base": _base(job, place.dtype),
         "device": place.text(memory),
         "memory": f"{_gib(memory)}: weights {_gib(weights)}, gradients and optimiser"
-        f" {_gib(states)}, activations {_gib(activations)} (estimate)",
+        f" {_gib(states)}{_shared(job, rest)}, activations {_gib(activations)} (estimate)",
         "step": _step(job),
         "packing": "on: documents share rows without padding and do not see one another",
-        "activations": f"{mode}: {MODES[mode]}",
+        "activations": f"{mode}: {MODES[mode]}{_tiles(job)}",
+        "compiled": "each layer, at its first use" if job.compile else "no (--compile)",
         "schedule": f"{job.epochs:g} epochs, {job.optim.schedule},"
         f" peak rate {job.optim.lr or job.tuner.default_lr:g}",
         "data": f"{', '.join(job.data.dataset)}; validation {job.data.validation}",
@@ -120,8 +122,27 @@ def choose_mode(job: TrainJob, facts: ModelFacts, device: Device, dtype: str) ->
         dtype: what it computes in.
     """
     compute = DTYPE_BYTES[dtype]
-    rest = job.tuner.weight_bytes(facts, compute) + job.tuner.state_bytes(facts, job.optimizer)
-    return _activations(job, facts, compute, rest, device)[0]
+    return _activations(job, facts, compute, _resident_bytes(job, facts, compute), device)[0]
+
+
+def _resident_bytes(job: TrainJob, facts: ModelFacts, compute: int) -> int:
+    """Weights, gradients and states that lie on one device, and what is gathered of shards."""
+    num = job.gpus * job.nodes
+    whole = job.tuner.weight_bytes(facts, compute) + job.tuner.state_bytes(facts, job.optimizer)
+    if not job.shards or (num == 1 and not job.offload):
+        return whole
+    tables = facts.vocab_size * facts.hidden_size * (1 if facts.tied_embeddings else 2)
+    layers = facts.num_parameters - tables
+    at_once = 1.0 if job.parallel == "zero2" else 2 / facts.num_layers  # one, and the next one
+    gathered = int((tables + at_once * layers) * compute)
+    return gathered + (0 if job.offload else whole // num)
+
+
+def _shared(job: TrainJob, on_device: int) -> str:
+    if job.offload:
+        return f" in the host's memory; gathered {_gib(on_device)}"
+    num = job.gpus * job.nodes
+    return f" in {num} shards: {_gib(on_device)}" if job.shards and num > 1 else ""
 
 
 def _activations(
@@ -129,7 +150,9 @@ def _activations(
 ) -> tuple[Mode, int]:
     """The mode, and the bytes of its activations; `rest` is what else lies on the device."""
     tokens = job.batch_size * job.max_length * max(1, job.objective.num_rows)
-    needed: dict[Mode, int] = {m: tokens * bytes_a_token(m, facts, compute) for m in MODES}
+    needed: dict[Mode, int] = {
+        m: needed_bytes(m, tokens, facts, compute, job.mlp_tile) for m in MODES
+    }
     if job.activation_checkpointing != "auto":
         return job.activation_checkpointing, needed[job.activation_checkpointing]
     if device is None:
@@ -203,6 +226,10 @@ def _base(job: TrainJob, dtype: str) -> str:
     if job.tuner.quantization:
         return f"frozen, in 4 bits ({job.tuner.quantization}, double quantisation)"
     return "a part of the trained model" if job.tuner.saves_model else f"frozen, {dtype}"
+
+
+def _tiles(job: TrainJob) -> str:
+    return f"; MLPs take {job.mlp_tile:,} tokens at once" if job.mlp_tile else ""
 
 
 def _gib(number: int) -> str:

@@ -86,7 +86,7 @@ def precompute(
         values = np.zeros(starts[-1], np.float32)
         model, was_training = view.model, view.model.training
         model.eval()
-        device = next(model.parameters()).device
+        device = view.device
         lengths = np.asarray([len(one) for one in units])
         bins = best_fit(lengths, max(capacity, int(lengths.max())))
         for done, turn in enumerate(team.deal(len(bins)), 1):

@@ -101,12 +101,16 @@ def _device(job: TrainJob) -> Device:
 
 
 def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> TrainResult:
+    import torch
+
     from dialoop.train import report
     from dialoop.train.activations import recompute
+    from dialoop.train.compiled import compile_layers
     from dialoop.train.loop import Loop
     from dialoop.train.online import Online
     from dialoop.train.parallel import fsdp
     from dialoop.train.parallel.team import lay_out, leader_first
+    from dialoop.train.tiles import tile_mlps
     from dialoop.train.view import View
 
     dtype = job.dtype if job.dtype != "auto" else "bf16" if device.supports_bf16 else "fp32"
@@ -134,13 +138,19 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     memory_mode = choose_mode(job, facts_of(str(folder)), device, dtype)
     emit(Note(f"activations: {memory_mode}"))
     model = _prepare(job, folder, device, dtype, template)
-    recompute(model, memory_mode)
+    if job.mlp_tile:
+        tile_mlps(model, job.mlp_tile, compiled=job.compile)
+    recompute(model, memory_mode, device.kind)
+    if job.compile:
+        compile_layers(model)
     autocast = _autocast(job, dtype)
     start = f"{fingerprint(folder)} {autocast} {next(model.parameters()).dtype}"
     team = lay_out(job, model.config, device)
     root = None
     if team.mesh is not None and job.shards:
-        root = fsdp.shard(model, team.mesh, device.kind, autocast)
+        place = torch.device(device.torch_name)
+        frees = job.parallel != "zero2"
+        root = fsdp.shard(model, team.mesh, place, autocast, frees=frees, offload=job.offload)
     companion = _companion(job, template, device, dtype, emit)
     view = View(model, team.rows, root, None if companion is None else View(companion))
     training = _with_references(job, rows, loaded.train, view, team, start, autocast, emit)
@@ -164,7 +174,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     started = time.monotonic()
     at = loop.fit()
     emit(Stage("save the result"))
-    fsdp.collect(model)
+    fsdp.collect(model, keep=team.is_leader)
     result = _result(job, loop, at, time.monotonic() - started)
     if team.is_leader:
         _save(job, model, folder, texts, dtype, loaded, template)
@@ -263,6 +273,7 @@ def _prepare(
 
     from dialoop.models import heads
     from dialoop.models.load import load_model, quantized_by
+    from dialoop.train.packed import repack
     from dialoop.train.view import use_packed_attention
 
     if (method := quantized_by(folder)) and not job.tuner.takes_quantized:
@@ -274,14 +285,16 @@ def _prepare(
 
     torch.manual_seed(job.seed)
     head = job.objective.head
+    cut = job.shards and (env.world_size() > 1 or job.offload) and not job.tuner.quantization
     model = load_model(
         folder,
-        device=device,
+        device=devices.find("cpu") if cut else device,  # shards move to the device by layers
         dtype=dtype,
         quantization=job.tuner.quantization,
         head=head,
         num_scores=job.objective.num_scores if head == "score" else None,
     )
+    repack(model)
     heads.refuse_untrainable(model)
     heads.set_padding(model, template)
     if job.rope_factor is not None:
@@ -307,6 +320,7 @@ def _companion(
 ) -> PreTrainedModel | None:
     """The frozen model that the objective asks beside the policy, with the same vocabulary."""
     from dialoop.models.load import load_model, text_folder
+    from dialoop.train.packed import repack
     from dialoop.train.teacher import check_vocabulary
     from dialoop.train.view import use_packed_attention
 
@@ -316,6 +330,7 @@ def _companion(
     folder = sources.resolve(wanted.model, emit)
     check_vocabulary(template.tokenizer, load_tokenizer(text_folder(folder)), wanted.model)
     model = load_model(folder, device=device, dtype=dtype, quantization=wanted.quantization)
+    repack(model)
     if wanted.model == job.model and job.rope_factor is not None:
         rope.scale(model, job.rope_scaling, job.rope_factor)
     use_packed_attention(model)

@@ -119,9 +119,13 @@ class TrainJob(Spec, frozen=True):
     """Machines that train together; run the same command on each."""
     rendezvous: str = ""
     """Where the machines meet: `HOST:PORT` of one of them."""
-    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """What processes keep: `ddp` all of the model, `fsdp` a shard of it; `auto` is fsdp for full
-    tuning."""
+    parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = "auto"
+    """What processes keep between steps: `ddp` all of the model, the others shards of it. `fsdp`,
+    also called `zero3`, gathers a layer for each pass; `zero2` keeps it from the forward to the
+    backward pass. `auto` is fsdp for full tuning and with `offload`."""
+    offload: bool = False
+    """Keep shards, gradients and optimiser states in the host's memory, where the optimiser runs,
+    and gather a layer at a time on the accelerator; one process may do so too."""
     sequence_parallel: PositiveInt = 1
     """Processes that share each packed row, for rows too long for one."""
     sequence_method: Literal["auto", "gather_kv", "ulysses", "ring", "usp"] = "auto"
@@ -130,6 +134,11 @@ class TrainJob(Spec, frozen=True):
     """Activations that are recomputed in the backward pass to save memory: `selective` keeps matrix
     products and attention, `full` only each layer's input, `offload` keeps that on the host; `auto`
     takes the fastest that is predicted to fit."""
+    mlp_tile: int = Field(default=0, ge=0)
+    """Tokens that go through an MLP at once, recomputed in the backward pass, so that the longest
+    row is not bounded by the MLP's width; 0 takes all at once."""
+    compile: bool = False
+    """Compile each layer: minutes at the start, then fewer and larger kernels a step."""
     rope_scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = "none"
     """Stretch the positions of a model for documents longer than it was trained for."""
     rope_factor: float | None = Field(default=None, gt=1)
@@ -146,7 +155,9 @@ class TrainJob(Spec, frozen=True):
     @property
     def shards(self) -> bool:
         """Whether several processes keep shards of the model, as asked or as suits the tuner."""
-        return self.parallel == "fsdp" or (self.parallel == "auto" and self.tuner.kind == "full")
+        if self.parallel == "auto":
+            return self.tuner.kind == "full" or self.offload
+        return self.parallel != "ddp"
 
     @model_validator(mode="after")
     def _refuse_what_cannot_be(self) -> Self:
@@ -159,15 +170,13 @@ class TrainJob(Spec, frozen=True):
             )
         if self.nodes > 1 and not self.rendezvous:
             raise ValueError("rendezvous: needed for nodes above 1; give HOST:PORT of one of them")
-        if self.parallel == "fsdp" and self.tuner.quantization:
-            raise ValueError(
-                f"parallel: fsdp cannot split the 4-bit weights of {self.tuner.kind}; use ddp"
-            )
         whole = [one.kind for one in (self.tuner, self.optimizer) if one.needs_whole_matrices]
-        if self.shards and self.gpus * self.nodes > 1 and whole:
+        if self.shards and (self.gpus * self.nodes > 1 or self.offload) and whole:
+            names = " and ".join(whole)
             raise ValueError(
-                f"parallel: fsdp splits matrices, which {' and '.join(whole)} need whole; use ddp"
+                f"parallel: shards split matrices, which {names} must have whole; use ddp"
             )
+        self._refuse_offload()
         if (self.rope_scaling == "none") != (self.rope_factor is None):
             raise ValueError("rope_scaling and rope_factor: one says nothing without the other")
         if isinstance(self.objective, Online) and self.objective.is_online:
@@ -203,6 +212,18 @@ class TrainJob(Spec, frozen=True):
             optimizer=self.optimizer, optim=self.optim, accumulate=self.accumulate, dtype=self.dtype
         )
         return self
+
+    def _refuse_offload(self) -> None:
+        if not self.offload:
+            return
+        if self.parallel == "ddp":
+            raise ValueError("offload: ddp keeps no shards that could lie elsewhere; use fsdp")
+        if self.device == "cpu":
+            raise ValueError("offload: a job on the CPU has everything there; leave it out")
+        if self.objective.is_online:
+            raise ValueError(
+                f"offload: {self.objective.kind} samples answers from the whole model; leave it out"
+            )
 
 
 class TrainResult(Result, frozen=True):

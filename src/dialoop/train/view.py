@@ -50,6 +50,11 @@ class View:
     companion: View | None = None
     """A second, frozen model: a teacher, or the policy's start where no adapter gives it."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, which is not where shards lie that are offloaded."""
+        return next(self.model.parameters()).device if self.root is None else self.root.device
+
     def token_nll(
         self,
         batch: Batch,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tests.tiny import make_tiny_checkpoint
 from tests.train.objectives.scored import assert_same, row, step, tiny_model
+from typing_extensions import override
 
 from dialoop.core import events, jobfile
 from dialoop.core.errors import UserError
@@ -17,7 +18,8 @@ from dialoop.data.units import Unit
 from dialoop.models import merge
 from dialoop.models.chat_model import ChatModel
 from dialoop.models.spec import MergeJob
-from dialoop.train.batch import Step, collate
+from dialoop.train.batch import Batch, Step, collate
+from dialoop.train.objectives import Outcome
 from dialoop.train.objectives.embed import Embed
 from dialoop.train.run import run
 from dialoop.train.spec import TrainJob
@@ -86,6 +88,46 @@ def test_eight_micro_batches_make_the_step_of_one(
     assert split[0] == pytest.approx(whole[0], rel=1e-5)
     assert split[1] == pytest.approx(whole[1], rel=1e-5)
     assert_same(split[2], whole[2])
+
+
+class Counted(Embed, frozen=True):
+    """Says which of its parts the loop asked for."""
+
+    asked: list[str] = []  # noqa: RUF012
+
+    @override
+    def survey(self, view: View, batch: Batch) -> torch.Tensor:
+        self.asked.append("survey")
+        return super().survey(view, batch)
+
+    @override
+    def loss(self, view: View, batch: Batch) -> Outcome:
+        self.asked.append("loss")
+        return super().loss(view, batch)
+
+
+def test_a_step_of_one_micro_batch_is_not_surveyed(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    lines = [{"query": f"lamp {n}", "positive": f"it costs {n}"} for n in range(8)]
+    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    curves: list[list[float]] = []
+    for accumulate, max_length in ((1, 512), (8, 32)):
+        wanted = jobfile.parse(TrainJob, {
+            "model": str(make_tiny_checkpoint(tmp_path / f"tiny{accumulate}")),
+            "data": {"dataset": [str(data)]}, "output": str(tmp_path / f"out{accumulate}"),
+            "objective": {"kind": "embed"}, "tuner": {"kind": "full"}, "device": "cpu",
+            "dtype": "fp32", "max_length": max_length, "accumulate": accumulate, "max_steps": 3,
+            "workers": 1, "optim": {"lr": 1e-3}, "seed": 1,
+        })  # fmt: skip
+        objective = Counted(asked=[])
+        told: list[events.Event] = []
+        run(wanted.model_copy(update={"objective": objective}), told.append)
+        assert objective.asked.count("survey") == (
+            0 if accumulate == 1 else len(objective.asked) / 2
+        )
+        metrics = [e for e in told if isinstance(e, events.Metrics)]
+        curves.append([e.values["loss"] for e in metrics])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
 def test_dropout_falls_on_the_same_places_in_survey_and_loss(tmp_path: Path) -> None:

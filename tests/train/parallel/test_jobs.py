@@ -1,6 +1,7 @@
 """However a job is shared out, each step's loss and what it learns are one process's."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,13 +31,22 @@ from dialoop.train.spec import TrainJob
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"parallel": "ddp"},
     "fsdp": {"parallel": "fsdp"},
+    "zero2": {"parallel": "zero2"},
+    "zero3": {"parallel": "zero3"},
     "gather_kv": {"parallel": "ddp", "sequence_parallel": 2, "sequence_method": "gather_kv"},
     "ulysses": {"parallel": "ddp", "sequence_parallel": 2, "sequence_method": "ulysses"},
     "ring": {"parallel": "ddp", "sequence_parallel": 2, "sequence_method": "ring"},
     "fsdp and ring": {"parallel": "fsdp", "sequence_parallel": 2, "sequence_method": "ring"},
+    "zero2 and ulysses": {
+        "parallel": "zero2",
+        "sequence_parallel": 2,
+        "sequence_method": "ulysses",
+    },
 }
+CHECKPOINTED = {("selective", "fsdp"), ("full", "zero2"), ("full", "ring")}
 SAMPLED = {
     ("sft", "ddp"), ("sft", "fsdp"), ("kto", "ddp"), ("dpo", "fsdp"), ("dpo", "ring"),
+    ("kto", "zero2"), ("orpo", "zero3"),
     ("grpo", "ddp"), ("grpo", "fsdp"), ("gkd", "fsdp"), ("gkd", "ring"),
 }  # fmt: skip
 STEPS = 3
@@ -100,7 +110,7 @@ def answers_of_a_shard(folder: Path) -> tuple[bool, bool]:
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         expected = model(ids).logits
-        root = shard(model, layout(), "cpu", None)
+        root = shard(model, layout(), torch.device("cpu"), None)
         times = 1 + 2 * env.rank()
         found = root.ask_whole(lambda: [model(ids).logits for _ in range(times)][-1])
     is_sharded = all(isinstance(p, DTensor) for p in model.parameters())
@@ -123,7 +133,7 @@ def cells() -> Iterator[Any]:
 def test_two_ranks_learn_what_one_does(
     objective: str, way: str, tiny: Path, tmp_path: Path, two: World
 ) -> None:
-    tuner = "full" if way == "fsdp" else "lora"
+    tuner = "full" if way in {"fsdp", "zero2", "zero3"} else "lora"
     found = []
     for name, ranks in (("one", None), ("two", two)):
         is_shared = "sequence_parallel" in WAYS[way]
@@ -148,7 +158,84 @@ def test_two_ranks_learn_what_one_does(
         assert (learned[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp", "ring"])
+@pytest.mark.parametrize(
+    ("mode", "way"),
+    [
+        pytest.param(mode, way, marks=() if (mode, way) in CHECKPOINTED else pytest.mark.matrix)
+        for mode in ("selective", "full")
+        for way in WAYS
+    ],
+)
+def test_recomputed_activations_give_the_same_curve(
+    mode: str, way: str, tiny: Path, tmp_path: Path, two: World
+) -> None:
+    changes = {"accumulate": 4, "max_steps": STEPS, "max_length": 64}
+    changes |= {"optim": {"lr": 0.003, "warmup": 0}}
+    tuner = "full" if way in {"fsdp", "zero2", "zero3"} else "lora"
+    one = job("dpo", tuner, tiny, tmp_path, **changes, output=str(tmp_path / "one"))
+    expected, _ = outcome(one, None)
+    changes["accumulate"] = 4 if "sequence_parallel" in WAYS[way] else 2
+    shared = WAYS[way] | {"activation_checkpointing": mode, "output": str(tmp_path / "two")}
+    got, _ = outcome(job("dpo", tuner, tiny, tmp_path, **changes, **shared), two)
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes warns of kernels that a CPU has not
+@pytest.mark.parametrize(
+    ("objective", "way"),
+    [
+        ("dpo", "fsdp"),
+        *(pytest.param(o, w, marks=pytest.mark.matrix)
+          for o, w in [("sft", "ddp"), ("sft", "zero2"), ("kto", "fsdp and ring")]),
+    ],
+)  # fmt: skip
+def test_a_four_bit_base_is_shared(
+    objective: str, way: str, tiny: Path, tmp_path: Path, two: World
+) -> None:
+    """Losses and gradient norms of one process, to 1e-5."""
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for name, ranks in (("one", None), ("two", two)):
+        is_shared = ranks is None or "sequence_parallel" in WAYS[way]
+        changes = {"accumulate": 4 if is_shared else 2, "max_steps": STEPS, "max_length": 64}
+        changes |= {"optim": {"lr": 0.003, "warmup": 0}, "output": str(tmp_path / name)}
+        wanted = job(objective, "qlora", tiny, tmp_path, **changes | (WAYS[way] if ranks else {}))
+        found.append(outcome(wanted, ranks))
+    (expected, weights), (got, learned) = found
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert weights.keys() == learned.keys()
+
+
+@pytest.mark.parametrize("way", ["fsdp", "zero2"])
+def test_questions_without_a_backward_pass_leave_shards(
+    way: str, tiny: Path, tmp_path: Path, two: World
+) -> None:
+    """References before the optimiser is made, and measurements before weights are saved."""
+    found = []
+    for name, ranks in (("one", None), ("two", two)):
+        changes = {"accumulate": 4 if ranks is None else 2, "max_steps": STEPS, "max_length": 64}
+        changes |= {"optim": {"lr": 0.003, "warmup": 0}, "output": str(tmp_path / name)}
+        wanted = job(
+            "dpo", "full", tiny, tmp_path, **changes | ({} if ranks is None else WAYS[way])
+        )
+        data = wanted.data.model_copy(update={"validation": 0.25})
+        saving = wanted.saving.model_copy(update={"eval_steps": 1})
+        found.append(outcome(wanted.model_copy(update={"data": data, "saving": saving}), ranks))
+        shutil.rmtree(env.home() / "references")  # each computes them
+    (expected, weights), (got, learned) = found
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    measured = [curve(tmp_path / name, "validation_loss") for name in ("one", "two")]
+    assert len(measured[0]) == STEPS + 1
+    assert measured[1] == pytest.approx(measured[0], rel=1e-5)
+    for key, value in weights.items():
+        assert (learned[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "zero2", "ring"])
 def test_old_and_frozen_probabilities_are_one_process_s(
     way: str, tiny: Path, tmp_path: Path, two: World
 ) -> None:
@@ -169,7 +256,7 @@ def test_old_and_frozen_probabilities_are_one_process_s(
     assert found[1] == [pytest.approx(values, rel=1e-4, abs=1e-6) for values in found[0]]
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "zero2"])
 @pytest.mark.parametrize("is_two_first", [True, False], ids=["2 then 1", "1 then 2"])
 def test_another_number_of_ranks_goes_on(
     way: str, is_two_first: bool, tiny: Path, tmp_path: Path, two: World

@@ -88,7 +88,8 @@ def test_new_tokens_are_learned_saved_and_merged(base: Path, tmp_path: Path) -> 
     assert tokenizer("<|price|>").input_ids[-1] == len(tokenizer) - 1 == 400
     saved = load_file(wanted.output / "adapter_model.safetensors")
     rows = [tensor for name, tensor in saved.items() if "trainable_tokens_delta" in name]
-    assert [len(one) for one in rows] == [1] * len(rows)
+    is_tied = json.loads((base / "config.json").read_text())["tie_word_embeddings"]
+    assert [len(one) for one in rows] == [1] * (1 if is_tied else 2)
     merge(MergeJob(model=str(wanted.output), output=tmp_path / "merged"), events.ignore)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     ids = tokenizer("lamp 3 <|price|>9", return_tensors="pt").input_ids

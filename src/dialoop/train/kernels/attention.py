@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 NAME = "dialoop_packed"
 
 
-def register() -> None:
+def register(function: Callable[..., Any] | None = None) -> None:
     """Make the attention known to transformers; safe to call again.
 
     No mask function is registered under this name, so transformers builds no mask for it.
+
+    Args:
+        function: what computes it; `packed_attention` when None.
     """
     from transformers import AttentionInterface  # noqa: PLC0415 - only loops that train need it
 
-    AttentionInterface.register(NAME, packed_attention)
+    AttentionInterface.register(NAME, function or packed_attention)
 
 
 def packed_attention(

@@ -70,6 +70,8 @@ class Objective(Option, frozen=True):
     """Kinds of sample that it can learn from."""
     num_rows: ClassVar[int] = 1
     """Rows of a unit; 0 when that varies."""
+    sees_itself: ClassVar[bool] = False
+    """Whether a micro-batch that is the whole step needs no survey, for its loss has it all."""
     needs_reference: ClassVar[bool] = False
     """Whether rows are compared with the model as it was at the start."""
 

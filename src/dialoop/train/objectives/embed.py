@@ -5,10 +5,10 @@ gradient cache, Gao et al. 2021, arXiv:2101.06983, section 3; false negatives, Z
 arXiv:2506.05176, section 3.1; CoSENT, Su 2022, kexue.fm/archives/8847, eq. 4; Matryoshka, Kusupati
 et al. 2022, arXiv:2205.13147, eq. 1.
 
-The survey gives the vectors of the whole step without gradient. Each micro-batch puts its own ones,
-with gradient, in their place and computes the loss of the whole step; the gradients of the
-micro-batches then sum to that of the step. Its value counts by the micro-batch's share of the
-units, so that the values sum to it, too.
+The survey gives the vectors of the whole step without gradient; a step of one micro-batch needs
+none. Each micro-batch puts its own ones, with gradient, in their place and computes the loss of the
+whole step; the gradients of the micro-batches then sum to that of the step. Its value counts by the
+micro-batch's share of the units, so that the values sum to it, too.
 
 S is the texts of the step, U its units, P its passages, D the width.
 """
@@ -68,6 +68,7 @@ class Embed(Objective, frozen=True):
 
     accepts: ClassVar = frozenset({"retrieval"})
     num_rows: ClassVar = 0
+    sees_itself: ClassVar = True
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> Self:
@@ -148,9 +149,11 @@ class Embed(Objective, frozen=True):
         """This micro-batch's share of the whole step's loss."""
         import torch
 
-        assert batch.step.surveyed is not None, "this objective surveys"  # noqa: S101
         own = view.pooled(batch, self._pooling)  # (S of this micro-batch, D)
-        texts = _Texts.unpacked(batch.step.surveyed).with_own(own, batch.place)
+        if batch.step.surveyed is None:  # this micro-batch is the whole step
+            texts = _Texts.of(batch, own)
+        else:
+            texts = _Texts.unpacked(batch.step.surveyed).with_own(own, batch.place)
         dims = self.matryoshka_dims or [own.shape[1]]
         with torch.autocast(own.device.type, enabled=False):
             total = torch.stack([self._total(texts.cut(dim)) for dim in dims]).sum()

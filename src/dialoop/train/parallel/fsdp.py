@@ -1,11 +1,12 @@
 """Parameters, gradients and optimiser states in shards: each rank keeps its part of every tensor.
 
-Every decoder layer is gathered when it computes and freed after it; embedding, norm and head are
-the root's. All questions to the model go through the root, so that its hooks run whichever part is
-asked. Gradients are summed, not averaged, since a rank's loss is its share of the step's. After a
-question without gradient nothing stays gathered, so that what reads the parameters next finds the
-shards that are trained. Source: FSDP, Zhao et al. 2023, arXiv:2304.11277, as
-`torch.distributed.fsdp.fully_shard`.
+Every decoder layer is gathered when it computes and freed after it, or after its backward pass;
+embedding, norm and head are the root's. All questions to the model go through the root, so that its
+hooks run whichever part is asked. Gradients are summed, not averaged, since a rank's loss is its
+share of the step's. After a question without gradient nothing stays gathered, so that what reads
+the parameters next finds the shards that are trained. Sources: ZeRO, Rajbhandari et al. 2020,
+arXiv:1910.02054, section 5; ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; FSDP, Zhao et al.
+2023, arXiv:2304.11277, as `torch.distributed.fsdp.fully_shard`.
 """
 
 from __future__ import annotations
@@ -15,26 +16,38 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import PreTrainedModel
 
-    from dialoop.core.device import DeviceKind
     from dialoop.train.parallel.mesh import Mesh
 
 T = TypeVar("T")
 
 
 class Root(nn.Module):
-    """Asks a model whose parameters are in shards."""
+    """Asks a model whose parameters are in shards.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: the model.
+        device: where it computes.
+        frees: whether a layer is freed between its forward and its backward pass.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device, *, frees: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.device, self.frees = model, device, frees
 
     def forward(self, question: Callable[..., T], *about: Any) -> T:
         """What `question(*about)` returns; called by `ask`, so that its hooks run."""
@@ -47,7 +60,7 @@ class Root(nn.Module):
         """
         answer = self(question, *about)
         if not torch.is_grad_enabled():
-            for part in self._parts:
+            for part in self.parts:
                 part.reshard()
         return answer
 
@@ -59,7 +72,7 @@ class Root(nn.Module):
         return self.ask(self._whole, question)
 
     def _whole(self, question: Callable[[], Any]) -> Any:
-        layers = [part for part in self._parts if part is not self]
+        layers = [part for part in self.parts if part is not self]
         for layer in layers:
             layer.unshard()
             layer.set_reshard_after_forward(False, recurse=False)
@@ -67,35 +80,46 @@ class Root(nn.Module):
             return question()
         finally:
             for layer in layers:
-                layer.set_reshard_after_forward(True, recurse=False)
+                layer.set_reshard_after_forward(self.frees, recurse=False)
 
     @property
-    def _parts(self) -> list[FSDPModule]:
+    def parts(self) -> list[FSDPModule]:
+        """What is gathered and freed by itself: the layers, and the root."""
         return [module for module in self.modules() if isinstance(module, FSDPModule)]
 
 
 def shard(
-    model: PreTrainedModel, mesh: Mesh, kind: DeviceKind, compute: torch.dtype | None
+    model: PreTrainedModel,
+    mesh: Mesh,
+    device: torch.device,
+    compute: torch.dtype | None,
+    *,
+    frees: bool = True,
+    offload: bool = False,
 ) -> Root:
     """Split a model's parameters over all ranks, in place.
 
     Args:
         model: prepared by its tuner, the same on all ranks.
         mesh: the ranks.
-        kind: of the devices; the parameters are moved there layer by layer.
+        device: of this rank; the parameters are moved there layer by layer.
         compute: type that float32 weights are gathered in; None gathers each in its own.
+        frees: whether a layer is freed between its forward and its backward pass (ZeRO-3).
+        offload: whether shards, gradients and with them optimiser states lie on the host.
     """
-    devices = init_device_mesh(kind, (mesh.size,))
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    decoder: Any = model.get_decoder()
-    for layer in decoder.layers:
-        fully_shard(layer, mesh=devices, mp_policy=policy)
-    root = Root(model)
-    fully_shard(root, mesh=devices, mp_policy=policy)
-    for module in root.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    devices = init_device_mesh(device.type, (mesh.size,))
+    options: dict[str, Any] = {
+        "mesh": devices,
+        "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32),
+        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+    }
+    for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
+        fully_shard(layer, reshard_after_forward=frees, **options)
+    root = Root(model, device, frees=frees)
+    fully_shard(root, reshard_after_forward=False, **options)
+    for module in root.parts:
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
     return root
 
 
@@ -108,15 +132,21 @@ def as_part_of(like: Tensor, tensor: Tensor) -> Tensor:
     """A whole tensor split as another of its shape is."""
     if not isinstance(like, DTensor):
         return tensor
-    local = tensor.to(like.device)
-    return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
+    part = distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return part.to(like.device)
 
 
-def collect(model: nn.Module) -> None:
-    """Put whole parameters in the place of shards, on the CPU; every rank takes part."""
+def collect(model: nn.Module, *, keep: bool = True) -> None:
+    """Put whole parameters in the place of shards, on the CPU; every rank takes part.
+
+    Args:
+        model: whose parameters are in shards.
+        keep: whether this rank wants them; the others only give their shards.
+    """
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):
-                full = whole(parameter.detach()).cpu()
-                plain = nn.Parameter(full, requires_grad=parameter.requires_grad)
-                module.register_parameter(name, plain)
+                full = whole(parameter.detach())
+                if keep:
+                    plain = nn.Parameter(full.cpu(), requires_grad=parameter.requires_grad)
+                    module.register_parameter(name, plain)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from dialoop.core import env
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
@@ -61,7 +63,7 @@ class Mesh:
 
 @contextmanager
 def joined(kind: DeviceKind, index: int = 0) -> Generator[None]:
-    """Meet the other ranks that the environment names, and part from them at the end.
+    """Meet the other ranks that the environment names, if any, and part from them at the end.
 
     Args:
         kind: of the devices.
@@ -70,7 +72,13 @@ def joined(kind: DeviceKind, index: int = 0) -> Generator[None]:
     if dist.is_initialized():  # by a program that runs several jobs; it ends what it began
         yield
         return
-    place: dict[str, Any] = {} if kind == "cpu" else {"device_id": torch.device(kind, index)}
+    place: dict[str, Any] = {}
+    if kind != "cpu":
+        place |= {"device_id": torch.device(kind, index)}
+        torch.accelerator.set_device_index(index)  # where meshes put their tensors
+    if env.world_size() == 1:
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] - documented
+        place |= {"store": store, "rank": 0, "world_size": 1}
     dist.init_process_group(BACKENDS[kind], timeout=TIMEOUT, **place)
     try:
         yield

@@ -176,12 +176,17 @@ def gathered(job: TrainJob, device: Device) -> Generator[None]:
             f"sequence_parallel {job.sequence_parallel} does not divide {size} ranks",
             hint="start as many with --gpus, or use a divisor",
         )
-    if size == 1 and job.parallel == "fsdp":
+    if job.offload and device.kind == "cpu":
+        raise UserError(
+            "offload: the job computes on the CPU, where everything lies already",
+            hint="leave --offload out, or name an accelerator by --device",
+        )
+    if size == 1 and job.parallel not in {"auto", "ddp"} and not job.offload:
         raise UserError(
             "parallel: one process has nothing to share a model with",
-            hint="start several with --gpus, or leave --parallel out",
+            hint="start several with --gpus, use --offload, or leave --parallel out",
         )
-    if size == 1:
+    if size == 1 and not job.offload:
         yield
         return
     with meshes.joined(device.kind, device.index):
@@ -209,7 +214,7 @@ def lay_out(job: TrainJob, config: PretrainedConfig, device: Device) -> Team:
         config: of the model; its heads decide the form of sequence parallelism.
         device: of this rank.
     """
-    if env.world_size() == 1:
+    if env.world_size() == 1 and not job.offload:
         return Team()
     size = job.sequence_parallel
     if size == 1:
