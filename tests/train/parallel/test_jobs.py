@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,15 @@ from tests.tiny import make_tiny_checkpoint
 from tests.train.parallel.world import World, world
 from tests.train.test_encoders import make_encoder
 from tests.train.test_matrix import OBJECTIVES, curve, job
+from torch.distributed.tensor import DTensor
 
 from dialoop.core import env, events, jobfile
+from dialoop.core.device import find
 from dialoop.core.errors import MachineError, UserError
+from dialoop.models.load import load_model
+from dialoop.train.parallel.fsdp import shard
+from dialoop.train.parallel.mesh import layout
+from dialoop.train.parallel.team import Team
 from dialoop.train.run import run
 from dialoop.train.spec import TrainJob
 
@@ -92,6 +98,38 @@ def outcome(wanted: TrainJob, two: World | None) -> tuple[list[float], dict[str,
     return curve(wanted.output), weights
 
 
+def own_part(items: list[int]) -> tuple[list[int], list[list[int]]]:
+    seen: list[list[int]] = []
+
+    def work(part: Sequence[int]) -> list[int]:
+        seen.append(list(part))
+        return [n * n for n in part]
+
+    return Team(layout()).spread(items, work), seen
+
+
+def test_each_rank_does_its_part_and_has_all(two: World) -> None:
+    assert two(own_part, [3, 4, 5]) == [([9, 16, 25], [[3, 5]]), ([9, 16, 25], [[4]])]
+    assert two(own_part, [3]) == [([9], [[3]]), ([9], [[]])]
+    assert Team().spread([3], lambda part: [-n for n in part]) == [-3]
+
+
+def answers_of_a_shard(folder: Path) -> tuple[bool, bool]:
+    model = load_model(folder, device=find("cpu"), dtype="fp32")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        root = shard(model, layout(), torch.device("cpu"), None)
+        times = 1 + 2 * env.rank()
+        found = root.ask_whole(lambda: [model(ids).logits for _ in range(times)][-1])
+    is_sharded = all(isinstance(p, DTensor) for p in model.parameters())
+    return bool((found - expected).abs().max() < 1e-5), is_sharded
+
+
+def test_ranks_ask_a_gathered_model_as_often_as_they_like(tiny: Path, two: World) -> None:
+    assert two(answers_of_a_shard, tiny) == [(True, True)] * 2
+
+
 def cells() -> Iterator[Any]:
     for objective in sorted(OBJECTIVES):
         for way in WAYS:
@@ -119,6 +157,9 @@ def test_two_ranks_learn_what_one_does(
     assert got == pytest.approx(expected, rel=1e-5, abs=1e-6)
     norms = [curve(tmp_path / name, "grad_norm") for name in ("one", "two")]
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    if objective == "grpo":
+        samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+        assert samples[0] == samples[1]
     told = ["reward", "own_share", "answer_tokens", "flat_groups"]  # of the answers, by all ranks
     for name in told:
         one, both = (curve(tmp_path / folder, name) for folder in ("one", "two"))
