@@ -65,11 +65,11 @@ def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
 
         return launch.launch(job, emit)
     job = _as_started(job)
-    from dialoop.train.parallel import team
+    from dialoop.train.parallel import meeting
 
     device = _device(job)
     _set_threads(job)
-    with team.gathered(job, device):
+    with meeting.gathered(job, device):
         return _lead(job, emit, device) if env.rank() == 0 else _train(job, ignore, device)
 
 
@@ -123,7 +123,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     from dialoop.train.loop import Loop
     from dialoop.train.online import Online
     from dialoop.train.parallel import fsdp
-    from dialoop.train.parallel.team import lay_out, leader_first
+    from dialoop.train.parallel.meeting import lay_out, leader_first
     from dialoop.train.tiles import tile_mlps
     from dialoop.train.view import View
 
