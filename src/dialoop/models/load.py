@@ -85,7 +85,7 @@ def load_model(
     kind = torch_dtype(dtype, device)
     method = quantized_by(folder)
     if method is not None:
-        _refuse_lacking(folder, method, device)
+        _refuse_lacking(folder, method)
     elif quantization == "nf4":
         options |= {"quantization_config": _nf4(kind, head)}
     is_quantized = method is not None or quantization is not None
@@ -93,7 +93,8 @@ def load_model(
         options |= {"device_map": {"": device.torch_name}}
     if num_scores is not None:
         options |= {"num_labels": num_scores}
-    model = _from_pretrained(folder, kind, head, options)
+    restored = method == "compressed-tensors" or (method == "fp8" and device.kind == "cpu")
+    model = _from_pretrained(folder, kind, head, options, restored=restored)
     if not is_quantized:
         model = _to_device(model, device)
     return model.eval()
@@ -170,8 +171,13 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _from_pretrained(
-    folder: Path, kind: torch.dtype, head: Head, options: dict[str, Any]
+    folder: Path, kind: torch.dtype, head: Head, options: dict[str, Any], *, restored: bool
 ) -> PreTrainedModel:
+    """Load by transformers; `restored` weights become ordinary ones at once.
+
+    For compressed-tensors transformers would do so at the first call of the whole model, which
+    those who call the decoder never make.
+    """
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -194,6 +200,8 @@ def _from_pretrained(
     logging.set_verbosity_error()  # what is missing is refused below, in words
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **sized)
+        if restored:
+            config.quantization_config = config.quantization_config | {"dequantize": True}
         loaded: Any = classes[head].from_pretrained(
             folder,
             config=config,
@@ -259,7 +267,7 @@ def _no_memory(folder: Path) -> MachineError:
     )
 
 
-def _refuse_lacking(folder: Path, method: str, device: Device) -> None:
+def _refuse_lacking(folder: Path, method: str) -> None:
     """Tell what this machine lacks for quantized weights, before transformers finds out."""
     if method not in PACKAGES:
         raise UserError(
@@ -272,11 +280,6 @@ def _refuse_lacking(folder: Path, method: str, device: Device) -> None:
         raise MachineError(
             f"`{folder}` is quantized by `{method}`, which needs {', '.join(names)}",
             hint=f"pip install {' '.join(names)}",
-        )
-    if method == "fp8" and device.kind == "cpu":
-        raise MachineError(
-            f"`{folder}` is quantized to FP8, which `{device.torch_name}` does not compute",
-            hint="use a GPU of compute capability 8.9 or more, or the checkpoint in full",
         )
 
 
