@@ -174,6 +174,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
 def _from_pretrained(
     folder: Path, kind: torch.dtype, head: Head, options: dict[str, Any]
 ) -> PreTrainedModel:
+
     from transformers import (
         AutoConfig,
         AutoModel,
