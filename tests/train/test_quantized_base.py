@@ -87,7 +87,6 @@ def test_tuners_that_need_full_weights_refuse(
     [
         ("gptq", MachineError, "by `gptq`, which needs gptqmodel"),
         ("awq", MachineError, "by `awq`, which needs gptqmodel"),
-        ("fp8", MachineError, "FP8, which `cpu` does not compute"),
         ("odd", UserError, "by `odd`, which is not supported"),
     ],
 )

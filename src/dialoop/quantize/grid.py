@@ -19,6 +19,8 @@ from torch import Tensor
 
 SHARES = tuple(1 - 0.05 * step for step in range(11))
 """Tried shares of the range of a group; the rest is clipped."""
+FEW = 1 << 17
+"""Weights that are looked at together on a CPU, so that they stay in its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,10 @@ def fit(
         search: look for the best clip; else the range is kept whole.
     """
     tiny = torch.finfo(dtype).tiny if dtype != torch.bfloat16 else 1e-30
+    most = max(1, FEW // (weight.shape[1] * weight.shape[2]))
+    if weight.device.type == "cpu" and len(weight) > most:
+        each = [fit(w, importance, grid, dtype, search=search) for w in weight.split(most)]
+        return Scales(torch.cat([s.scale for s in each]), torch.cat([s.zero for s in each]))
     tried = (
         _symmetric(weight, grid, search=search)
         if grid.symmetric
