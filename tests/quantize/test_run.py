@@ -14,7 +14,7 @@ import torch
 from tests.models.conftest import peft_adapter
 
 from dialoop import ChatModel
-from dialoop.core.device import find
+from dialoop.core.device import Device, find
 from dialoop.core.errors import MachineError, UserError
 from dialoop.core.events import Artifact, Event, Note, Progress, ignore
 from dialoop.core.jobfile import parse
@@ -274,7 +274,16 @@ def test_a_wrong_request_says_what_is_wrong(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(job(tiny, dialogues, tmp_path / "out", **fields), ignore)
-    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name], "nothing is left"
+
+
+def test_a_model_that_cannot_be_read_back_is_told_beforehand() -> None:
+    small = Device("cuda", 0, "a card", 10**9, supports_bf16=True)
+    events: list[Event] = []
+    assert running._reader(10**9, small, events.append).kind == "cpu"
+    assert Note("the result will be checked on the CPU: a card cannot hold it") in events
+    with pytest.raises(MachineError, match="neither the device nor this machine has"):
+        running._reader(10**15, small, ignore)
 
 
 def test_sizes_that_would_divide_are_named(tiny: Path, dialogues: Path, tmp_path: Path) -> None:

@@ -71,3 +71,13 @@ def test_nf4_is_that_of_bitsandbytes() -> None:
     assert torch.equal(stored.tensors["weight"], packed)
     assert torch.equal(stored.dense, functional.dequantize_4bit(packed, state))
     assert "weight.quant_state.bitsandbytes__nf4" in stored.tensors
+
+
+def test_a_row_of_zeros_stays_one_in_half_precision() -> None:
+    weight = torch.zeros(128, 128)
+    for stored in (
+        storage.fp8_channels(weight, torch.float16),
+        storage.fp8_blocks(weight, torch.float16, 128, scale_name="weight_scale"),
+    ):
+        assert not stored.dense.any()
+        assert torch.isfinite(stored.dense).all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -207,16 +209,19 @@ def _from_pretrained(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **sized)
         if restored:
             config.quantization_config = config.quantization_config | {"dequantize": True}
-        loaded: Any = classes[head].from_pretrained(
-            folder,
-            config=config,
-            dtype=kind,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        with (
+            redirect_stderr(StringIO()) if restored else nullcontext()
+        ):  # bars of the library's own
+            loaded: Any = classes[head].from_pretrained(
+                folder,
+                config=config,
+                dtype=kind,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
     except (ValueError, KeyError) as error:
         family = checkpoint.read_json(folder / "config.json").get("model_type")
         raise UserError(

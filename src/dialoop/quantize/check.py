@@ -55,7 +55,7 @@ def compare(
 
     Args:
         reference: (T, D) normalised last states of the source, a tensor a row.
-        source_head: (V, D).
+        source_head: (V, D), where the states are.
         model: the one that was written, read back; it attends within documents from here on.
         rows: what is measured on; the labelled tokens count, by their weights.
         emit: receives progress.
