@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dialoop.core import device as devices
 from dialoop.data.units import Row, Unit
 from dialoop.models import lora
-from dialoop.models.facts import facts_of
+from dialoop.models.spec import ModelFacts
 from dialoop.train.activations import needed_bytes, recompute
 from dialoop.train.batch import Step, collate
 from dialoop.train.compiled import compile_layers
@@ -64,9 +63,12 @@ def measure(arguments: argparse.Namespace, tokens: int, case: tuple[Any, int, bo
     labels = np.ones(tokens, np.float32)
     labels[: tokens - 1024] = 0  # few labels, so that the head's memory is not what is measured
     batch = collate([Unit((Row(ids, labels),))], torch.device("cuda"), Step(1024.0, 1))
-    with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        facts = facts_of(folder)
+    facts = ModelFacts(
+        family="llama", num_layers=arguments.layers, hidden_size=arguments.width,
+        num_heads=arguments.width // 128, num_kv_heads=2, head_dim=128,
+        intermediate_size=arguments.mlp, vocab_size=128512, tied_embeddings=False,
+        max_positions=1 << 20, num_parameters=0, weight_bytes=0,
+    )  # fmt: skip
     row: dict[str, Any] = {"tokens": tokens, "mode": mode, "mlp_tile": tile, "compiled": compiled}
     row["predicted_gib"] = round(needed_bytes(mode, tokens, facts, 2, tile) / GIB, 2)
     before, start = 0, 0.0

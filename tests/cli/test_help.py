@@ -7,6 +7,7 @@ from tests.core.example import Example
 from dialoop.cli.help import sections, spellings, usage, verb_page
 from dialoop.core.fields import by_path
 from dialoop.jobs.catalog import CATALOG, JobKind
+from dialoop.train.spec import TrainJob
 
 KIND = JobKind(
     "tests.core.example:Example",
@@ -70,3 +71,11 @@ def test_usage_tells_one_word_from_many() -> None:
     assert [line.partition(" [--field")[0] for line in shown] == [
         "dialoop data inspect PATHS ...", "dialoop models pull NAME", "dialoop sft [JOB.yaml]",
     ]  # fmt: skip
+
+
+def test_an_option_that_two_others_hold_is_told_once_and_by_its_own_field() -> None:
+    found = {title: (meaning, fields) for title, meaning, fields in sections(TrainJob)}
+    meaning, fields = found["objective.rollout policy"]
+    assert meaning == "with --objective.rollout policy"
+    paths = [field.path for field in fields]
+    assert len(paths) == len(set(paths)) > 3

@@ -1,11 +1,13 @@
 """Every recipe runs two steps, on a tiny model and data of its kind."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.tiny import make_tiny_checkpoint
+from tests.train.parallel.world import World, world
 
 from dialoop.core import events, jobfile
 from dialoop.train.run import run
@@ -27,11 +29,22 @@ def test_there_are_recipes() -> None:
     assert RECIPES
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with world(2, tmp_path_factory.mktemp("meet")) as started:
+        yield started
+
+
+def on_a_rank(text: str) -> None:
+    run(jobfile.parse(TrainJob, jobfile.read_yaml(text)), events.ignore)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes tells which kernels a CPU lacks
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs_two_steps(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    """Those for several cards on two processes, where two share a row if four do."""
     monkeypatch.setenv("DIALOOP_HOME", str(tmp_path / "home"))
     make_tiny_checkpoint(tmp_path / "tiny")
     data = tmp_path / "data.jsonl"
@@ -49,9 +62,16 @@ def test_a_recipe_runs_two_steps(
         recipe["objective"]["teacher"] = str(tmp_path / "tiny")
     changes = {"model": str(tmp_path / "tiny"), "output": str(tmp_path / "out"), "max_steps": 2}
     small = {"max_length": 256, "device": "cpu", "workers": 1, "dtype": "fp32", "accumulate": 1}
-    result = run(jobfile.parse(TrainJob, recipe | changes | small), events.ignore)
-    assert result.steps == 2
-    assert result.report.exists()
+    if "parallel" in recipe:
+        small |= {"gpus": 2, "offload": False}  # there is nowhere to move from a CPU
+        small |= {"sequence_parallel": min(2, recipe.get("sequence_parallel", 1))}
+    job = jobfile.parse(TrainJob, recipe | changes | small)
+    if "parallel" in recipe:
+        request.getfixturevalue("two")(on_a_rank, jobfile.dump(job))
+    else:
+        on_a_rank(jobfile.dump(job))
+    assert [path.name for path in (job.output / "checkpoints").glob("*")][-1:] == ["step-000002"]
+    assert (job.output / "report.html").exists()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

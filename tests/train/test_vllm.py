@@ -50,7 +50,7 @@ def test_its_probabilities_are_the_policy_s_after_every_update(
     model = load_model(tiny, device=find(DEVICE), dtype="fp32")
     use_packed_attention(model)
     tuner.prepare(model, 0)
-    settings = VllmRollout(max_new_tokens=12, temperature=0.7, gpu_share=0.2)
+    settings = VllmRollout(max_new_tokens=12, temperature=0.7, gpu_share=0.2, eager=True)
     policy = Policy(model, STOPS, tuner, tiny, "fp32", None, 32)
     sampler = settings.open(policy)
     before: list[np.ndarray] = []

@@ -96,10 +96,10 @@ def sections(spec: type[Spec]) -> list[tuple[str, str, list[Field]]]:
         elif field.is_required and not field.option:
             common.append(field)
         elif field.option:
-            where = field.path.split(".")[0]
-            title = f"{field.option.replace('=', ' ')}"
-            named.setdefault(title, (f"with --{where} {title.rpartition(' ')[2]}", []))
-            named[title][1].append(field)
+            title = field.option.replace("=", " ")
+            _, members = named.setdefault(title, (f"with --{title}", []))
+            if field.path not in {known.path for known in members}:  # two options may hold it
+                members.append(field)
         elif section in named:
             named[section][1].append(field)
         else:

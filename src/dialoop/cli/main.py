@@ -119,7 +119,8 @@ def _verb(verb: str, kind: JobKind, words: list[str], output: _Output) -> int:
 def _run(kind: JobKind, job: Spec, output: _Output) -> None:
     with output.reserved_stdout(), TerminalSink(output.error_console()) as sink:
         result = _call(kind, job, sink, output)
-    output.document(result.model_dump(mode="json"), result.text())
+    if env.rank() == 0:  # of those that another launcher started, one tells
+        output.document(result.model_dump(mode="json"), result.text())
 
 
 def _call(kind: JobKind, job: Spec, sink: TerminalSink, output: _Output) -> Result:

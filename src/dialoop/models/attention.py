@@ -1,8 +1,9 @@
 """Attention over a packed row: every document attends to itself alone.
 
 Registered with transformers under one name through its attention interface. On CUDA the variable-
-length kernel of torch is used; elsewhere each document is one call of SDPA, which does no work on
-the masked part at all.
+length kernel of torch is used; what it does not take (float32, dropout, windows) and other
+accelerators get documents of similar length side by side. On the CPU each document is one call of
+SDPA, which does no work on the masked part at all.
 
 T is the tokens of a packed row, H the query heads, K the key/value heads, D the head's width.
 """
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+
+from dialoop.models.padded_attention import padded_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +83,12 @@ def packed_attention(
     if query.is_cuda and not dropout and not is_windowed and query.dtype != torch.float32:
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scaling, is_causal), None
     window = sliding_window if is_windowed else None
+    if query.device.type != "cpu":
+        out = padded_attention(
+            query, key, value, bounds, scale=scaling, dropout=dropout, window=window,
+            is_causal=is_causal,
+        )  # fmt: skip
+        return out, None
     lengths = [end - start for start, end in pairwise(bounds)]
     documents = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     outputs = [_one_document(q, k, v, scaling, dropout, window, is_causal) for q, k, v in documents]

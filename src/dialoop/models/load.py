@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, redirect_stderr
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,14 +22,8 @@ if TYPE_CHECKING:
 
 Quantization = Literal["nf4"]
 _MODELS = {"tokens": "a language model", "score": "a model that scores", "none": "an encoder"}
-PACKAGES = {
-    "bitsandbytes": ("bitsandbytes", "accelerate"),
-    "gptq": ("gptqmodel", "optimum", "accelerate"),
-    "awq": ("gptqmodel", "accelerate"),
-    "fp8": ("accelerate",),
-    "compressed-tensors": ("compressed_tensors", "accelerate"),
-}
-"""What transformers 5.17 needs beside itself for weights that are quantized already."""
+BITSANDBYTES = ("bitsandbytes", "accelerate")
+"""What 4-bit weights of bitsandbytes need; the other formats are read by ourselves."""
 
 
 def load_model(
@@ -43,6 +35,7 @@ def load_model(
     attention: str | None = None,
     head: Head = "tokens",
     num_scores: int | None = None,
+    weightless: bool = False,
 ) -> PreTrainedModel:
     """A model from a checkpoint folder, in evaluation mode; a causal language model by default.
 
@@ -56,6 +49,7 @@ def load_model(
         head: what the model ends in: tokens, a score, or none, which gives hidden states.
         num_scores: how many scores a new head gives, where the checkpoint has none of that width;
             None takes only the checkpoint's own.
+        weightless: make the weights on the meta device: their shapes and types, and no numbers.
 
     Raises:
         UserError: the checkpoint is damaged, of an unknown family, or ends in something else, or
@@ -86,18 +80,23 @@ def load_model(
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     kind = torch_dtype(dtype, device)
     method = quantized_by(folder)
-    if method is not None:
-        _refuse_lacking(folder, method)
-    elif quantization == "nf4":
+    if method is not None and method != "bitsandbytes":
+        from dialoop.models.stored import stored_config  # noqa: PLC0415 - loads transformers
+
+        options |= {"quantization_config": stored_config(folder, method)}
+    elif method is not None or quantization == "nf4":
+        _refuse_lacking_bitsandbytes()
+    if quantization == "nf4" and method is None:
         options |= {"quantization_config": _nf4(kind, head)}
-    is_quantized = method is not None or quantization is not None
-    if is_quantized:
+    by_bitsandbytes = method == "bitsandbytes" or (method is None and quantization is not None)
+    if by_bitsandbytes:
         options |= {"device_map": {"": device.torch_name}}
+    elif weightless:
+        options |= {"device_map": "meta"}
     if num_scores is not None:
         options |= {"num_labels": num_scores}
-    restored = method == "compressed-tensors" or (method == "fp8" and device.kind == "cpu")
-    model = _from_pretrained(folder, kind, head, options, restored=restored)
-    if not is_quantized:
+    model = _from_pretrained(folder, kind, head, options)
+    if not (by_bitsandbytes or weightless):
         model = _to_device(model, device)
     return model.eval()
 
@@ -178,13 +177,9 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, base: Path | None = 
 
 
 def _from_pretrained(
-    folder: Path, kind: torch.dtype, head: Head, options: dict[str, Any], *, restored: bool
+    folder: Path, kind: torch.dtype, head: Head, options: dict[str, Any]
 ) -> PreTrainedModel:
-    """Load by transformers; `restored` weights become ordinary ones at once.
 
-    For compressed-tensors transformers would do so at the first call of the whole model, which
-    those who call the decoder never make.
-    """
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -192,6 +187,8 @@ def _from_pretrained(
         AutoModelForSequenceClassification,
     )
     from transformers.utils import logging
+
+    from dialoop.models.stored import StoredConfig  # noqa: PLC0415 - loads transformers
 
     classes: dict[Head, Any] = {
         "tokens": AutoModelForCausalLM,
@@ -207,21 +204,18 @@ def _from_pretrained(
     logging.set_verbosity_error()  # what is missing is refused below, in words
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **sized)
-        if restored:
-            config.quantization_config = config.quantization_config | {"dequantize": True}
-        with (
-            redirect_stderr(StringIO()) if restored else nullcontext()
-        ):  # bars of the library's own
-            loaded: Any = classes[head].from_pretrained(
-                folder,
-                config=config,
-                dtype=kind,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
+        if isinstance(options.get("quantization_config"), StoredConfig):
+            delattr(config, "quantization_config")  # ours reads the layers in its place
+        loaded: Any = classes[head].from_pretrained(
+            folder,
+            config=config,
+            dtype=kind,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     except (ValueError, KeyError) as error:
         family = checkpoint.read_json(folder / "config.json").get("model_type")
         raise UserError(
@@ -277,31 +271,18 @@ def _no_memory(folder: Path) -> MachineError:
     )
 
 
-def _refuse_lacking(folder: Path, method: str) -> None:
-    """Tell what this machine lacks for quantized weights, before transformers finds out."""
-    if method not in PACKAGES:
-        raise UserError(
-            f"`{folder}` is quantized by `{method}`, which is not supported",
-            hint=f"give a checkpoint in full, or quantized by {', '.join(PACKAGES)}",
-        )
-    lacking = [package for package in PACKAGES[method] if find_spec(package) is None]
+def _refuse_lacking_bitsandbytes() -> None:
+    lacking = [package for package in BITSANDBYTES if find_spec(package) is None]
     if lacking:
-        names = [package.replace("_", "-") for package in lacking]
         raise MachineError(
-            f"`{folder}` is quantized by `{method}`, which needs {', '.join(names)}",
-            hint=f"pip install {' '.join(names)}",
+            f"4-bit weights need {' and '.join(lacking)}, which this machine lacks",
+            hint="pip install 'dialoop[qlora]'",
         )
 
 
 def _nf4(compute: torch.dtype, head: Head) -> Any:
     from transformers import BitsAndBytesConfig
 
-    for package in ("bitsandbytes", "accelerate"):
-        if find_spec(package) is None:
-            raise MachineError(
-                f"4-bit weights need the package `{package}`, which is not installed",
-                hint="pip install 'dialoop[qlora]'",
-            )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -6,7 +6,9 @@ T tokens, N measured tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from dialoop.core.events import Progress
 from dialoop.models import attention
-from dialoop.models.load import load_model
+from dialoop.models.families import register_all
+from dialoop.models.load import load_model, quantized_by, torch_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,8 +92,20 @@ def compare(
 
 
 def reload(folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
-    """The written checkpoint, as transformers reads it."""
-    return load_model(folder, device=device, dtype=dtype)
+    """The written checkpoint, as transformers reads it, not as our own layers do."""
+    method = quantized_by(folder)
+    if method == "bitsandbytes":
+        return load_model(folder, device=device, dtype=dtype)
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - heavy
+
+    register_all()
+    config: Any = AutoConfig.from_pretrained(folder)
+    config.quantization_config = config.quantization_config | {"dequantize": True}
+    with redirect_stderr(StringIO()):  # progress is events; the library's bars would tear them
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch_dtype(dtype, device), local_files_only=True
+        )
+    return model.to(device.torch_name).eval()
 
 
 @torch.no_grad()

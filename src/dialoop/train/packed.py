@@ -12,13 +12,13 @@ D is the layer's input width, E its output width.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from bitsandbytes.nn.modules import Linear4bit
+    from transformers import PreTrainedModel
 
 
 class Packed4bit(nn.Module):
@@ -47,9 +47,10 @@ class Packed4bit(nn.Module):
         return library.matmul_4bit(wide, self.weight, self._scales, bias=bias).to(x.dtype)
 
 
-def repack(model: nn.Module) -> None:
+def repack(model: PreTrainedModel) -> None:
     """Put such layers in the place of bitsandbytes' own, which have not been used yet."""
-    if find_spec("bitsandbytes") is None:
+    quantized = model.config.to_dict().get("quantization_config") or {}
+    if quantized.get("quant_method") != "bitsandbytes":
         return
     from bitsandbytes.nn.modules import Linear4bit
 

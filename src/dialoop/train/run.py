@@ -64,12 +64,26 @@ def run(job: TrainJob, emit: Callable[[Event], None]) -> TrainResult:
         from dialoop.train.parallel import launch
 
         return launch.launch(job, emit)
-    from dialoop.train.parallel import team
+    job = _as_started(job)
+    from dialoop.train.parallel import meeting
 
     device = _device(job)
     _set_threads(job)
-    with team.gathered(job, device):
+    with meeting.gathered(job, device):
         return _lead(job, emit, device) if env.rank() == 0 else _train(job, ignore, device)
+
+
+def _as_started(job: TrainJob) -> TrainJob:
+    """The job with the number of processes that another launcher started, checked anew."""
+    asked, size = job.gpus * job.nodes, env.world_size()
+    if asked == size:
+        return job
+    if asked != 1:
+        raise UserError(
+            f"the job asks for {asked} processes by gpus and nodes, and {size} were started",
+            hint="leave both out where another launcher starts the processes",
+        )
+    return jobfile.parse(TrainJob, jobfile.read_yaml(jobfile.dump(job)) | {"gpus": size})
 
 
 def _lead(job: TrainJob, emit: Callable[[Event], None], device: Device) -> TrainResult:
@@ -109,7 +123,7 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     from dialoop.train.loop import Loop
     from dialoop.train.online import Online
     from dialoop.train.parallel import fsdp
-    from dialoop.train.parallel.team import lay_out, leader_first
+    from dialoop.train.parallel.meeting import lay_out, leader_first
     from dialoop.train.tiles import tile_mlps
     from dialoop.train.view import View
 
@@ -118,7 +132,8 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     with leader_first():
         folder = sources.resolve(job.model, emit)
     emit(Stage("read and tokenise the data"))
-    texts = job.tuner.text_folder(folder, job.output)
+    with leader_first():
+        texts = job.tuner.text_folder(folder, job.output)
     template = Template.from_folder(texts)
     job.objective.check(template)
     with leader_first():
@@ -150,7 +165,15 @@ def _train(job: TrainJob, emit: Callable[[Event], None], device: Device) -> Trai
     if team.mesh is not None and job.shards:
         place = torch.device(device.torch_name)
         frees = job.parallel != "zero2"
-        root = fsdp.shard(model, team.mesh, place, autocast, frees=frees, offload=job.offload)
+        root = fsdp.shard(
+            model,
+            team.mesh,
+            place,
+            autocast,
+            frees=frees,
+            offload=job.offload,
+            spread=_is_spread(job, folder),
+        )
     companion = _companion(job, template, device, dtype, emit)
     view = View(model, team.rows, root, None if companion is None else View(companion))
     training = _with_references(job, rows, loaded.train, view, team, start, autocast, emit)
@@ -285,10 +308,11 @@ def _prepare(
 
     torch.manual_seed(job.seed)
     head = job.objective.head
-    cut = job.shards and (env.world_size() > 1 or job.offload) and not job.tuner.quantization
+    is_spread = _is_spread(job, folder)
     model = load_model(
         folder,
-        device=devices.find("cpu") if cut else device,  # shards move to the device by layers
+        device=devices.find("cpu") if is_spread else device,
+        weightless=is_spread and env.rank() != 0,
         dtype=dtype,
         quantization=job.tuner.quantization,
         head=head,
@@ -309,6 +333,17 @@ def _prepare(
     job.objective.prepare(model, job.seed)
     job.tuner.prepare(model, job.seed)
     return model
+
+
+def _is_spread(job: TrainJob, folder: Path) -> bool:
+    """Whether rank 0 loads the model into the host's memory, and the others get their shards."""
+    from dialoop.models.load import quantized_by
+
+    if job.tuner.quantization or quantized_by(folder):  # packed on the device, by each rank
+        return False
+    if job.tuner.reads_weights:
+        return False
+    return job.shards and (env.world_size() > 1 or job.offload)
 
 
 def _companion(

@@ -138,8 +138,12 @@ class View:
 
     def scores(self, batch: Batch) -> Tensor:
         """(S, L) float32, the scores of each document by the model's own head."""
+        shared = None if self.rows is None else self.rows.row(batch)
+        return self._ask(self._scores, batch, shared)
+
+    def _scores(self, batch: Batch, shared: SharedRow | None) -> Tensor:
         model: Any = self.model
-        hidden = self.hidden(batch)  # (T, D)
+        hidden = self._hidden(batch, shared)  # (T, D)
         if heads.is_bidirectional(model):
             first = hidden[batch.cu_seqlens[:-1].long()][:, None]  # (S, 1, D)
             if model.config.model_type == "bert":

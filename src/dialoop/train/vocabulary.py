@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from typing_extensions import override
 
+from dialoop.core import env
 from dialoop.train.tuners import Tuner
 
 if TYPE_CHECKING:
@@ -38,8 +39,14 @@ class Vocabulary(Tuner, frozen=True):
 
         if not self.new_tokens and not self.new_words:
             return folder
-        extend(folder, output, self.new_tokens, self.new_words)
+        if env.rank() == 0:  # the others find what it wrote
+            extend(folder, output, self.new_tokens, self.new_words)
         return output
+
+    @property
+    @override
+    def reads_weights(self) -> bool:
+        return bool(self.new_tokens or self.new_words)
 
     def num_new(self, facts: ModelFacts) -> int:
         """Parameters of the rows added, for the plan."""

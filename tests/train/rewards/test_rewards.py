@@ -75,8 +75,10 @@ def test_regex_is_the_share_found_less_the_forbidden() -> None:
     ("text", "worth"),
     [
         ('{"answer": 12, "unit": "km"}', 1), ('{"answer": 13, "unit": "km"}', 2.5 / 3),
-        ('so {"answer": 12, "unit": "km"}', 2.5 / 3), ('{"answer": "12"}', 1 / 3),
-        ('{"answer": true}', 1 / 3), ("12 km", 0), ("{", 0),
+        ('so {"answer": 12, "unit": "km"}', 2.5 / 3), ('{"answer": "12"}', 1.25 / 3),
+        ('{"answer": true}', 1.25 / 3), ("{}", 1 / 3), ("so {} is", 0.5 / 3), ("12 km", 0),
+        ("{", 0.25 / 3), ("so {", 0.125 / 3), ('{"answer": 12, "unit": "k', 0.5 / 3),
+        ('the "answer" is 12', 0.125 / 3), ("the answer is 12", 0),
     ],
 )  # fmt: skip
 def test_json_is_graded(text: str, worth: float) -> None:

@@ -6,8 +6,7 @@ hooks run whichever part is asked. Gradients are summed, not averaged, since a r
 share of the step's. After a question without gradient nothing stays gathered, so that what reads
 the parameters next finds the shards that are trained. Sources: ZeRO, Rajbhandari et al. 2020,
 arXiv:1910.02054, section 5; ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; FSDP, Zhao et al.
-2023, arXiv:2304.11277, as
-`torch.distributed.fsdp.fully_shard`.
+2023, arXiv:2304.11277, as `torch.distributed.fsdp.fully_shard`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -97,16 +97,19 @@ def shard(
     *,
     frees: bool = True,
     offload: bool = False,
+    spread: bool = False,
 ) -> Root:
     """Split a model's parameters over all ranks, in place.
 
     Args:
-        model: prepared by its tuner, the same on all ranks.
+        model: prepared by its tuner, alike on all ranks.
         mesh: the ranks.
         device: of this rank; the parameters are moved there layer by layer.
         compute: type that float32 weights are gathered in; None gathers each in its own.
         frees: whether a layer is freed between its forward and its backward pass (ZeRO-3).
         offload: whether shards, gradients and with them optimiser states lie on the host.
+        spread: whether only rank 0's numbers count, and reach the others layer by layer; theirs may
+            be on the meta device. Otherwise every rank has the same.
     """
     devices = init_device_mesh(device.type, (mesh.size,))
     options: dict[str, Any] = {
@@ -115,13 +118,39 @@ def shard(
         "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
     }
     for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
+        if spread:
+            _receive(layer, mesh, device)
         fully_shard(layer, reshard_after_forward=frees, **options)
     root = Root(model, device, frees=frees)
+    if spread:
+        _receive(root, mesh, device)
     fully_shard(root, reshard_after_forward=False, **options)
     for module in root.parts:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     return root
+
+
+@torch.no_grad()
+def _receive(module: nn.Module, mesh: Mesh, device: torch.device) -> None:
+    """Put rank 0's tensors in the place of all that are not in shards yet, on the device."""
+
+    def received(tensor: Tensor) -> Tensor:
+        here = tensor if mesh.rank == 0 else torch.empty_like(tensor, device=device)
+        here = here.detach().to(device).contiguous()
+        dist.broadcast(here, src=0, group=mesh.group)
+        return here
+
+    known: dict[nn.Parameter, nn.Parameter] = {}  # so that tied ones stay tied
+    for part in module.modules():
+        for name, old in list(part.named_parameters(recurse=False)):
+            if isinstance(old, DTensor):
+                continue
+            if old not in known:
+                known[old] = nn.Parameter(received(old), requires_grad=old.requires_grad)
+            part.register_parameter(name, known[old])
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, received(buffer))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -144,10 +173,12 @@ def collect(model: nn.Module, *, keep: bool = True) -> None:
         model: whose parameters are in shards.
         keep: whether this rank wants them; the others only give their shards.
     """
+    known: dict[nn.Parameter, nn.Parameter] = {}  # so that tied ones stay tied
     for module in list(model.modules()):
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(parameter, DTensor):
-                full = whole(parameter.detach())
-                if keep:
-                    plain = nn.Parameter(full.cpu(), requires_grad=parameter.requires_grad)
-                    module.register_parameter(name, plain)
+        for name, old in list(module.named_parameters(recurse=False)):
+            if not isinstance(old, DTensor):
+                continue
+            if old not in known:
+                full = whole(old.detach())
+                known[old] = nn.Parameter(full.cpu(), old.requires_grad) if keep else old
+            module.register_parameter(name, known[old])

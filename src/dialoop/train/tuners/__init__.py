@@ -37,6 +37,11 @@ class Tuner(Option, frozen=True):
     """Peak learning rate when the job names none."""
 
     @property
+    def reads_weights(self) -> bool:
+        """Whether `prepare` computes with weights on the host, so that every rank needs them."""
+        return False
+
+    @property
     def start(self) -> str:
         """What beside the model decides the policy at its start, for caches."""
         return str(self.quantization)
