@@ -101,7 +101,7 @@ def reload(folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
     register_all()
     config: Any = AutoConfig.from_pretrained(folder)
     config.quantization_config = config.quantization_config | {"dequantize": True}
-    with redirect_stderr(StringIO()):  # bars of the library's own
+    with redirect_stderr(StringIO()):  # progress is events; the library's bars would tear them
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch_dtype(dtype, device), local_files_only=True
         )

@@ -93,7 +93,7 @@ def _refuse_output(output: Path) -> None:
 
 def _refuse_lacking(job: QuantizeJob) -> None:
     """Tell what reading the result back will need, before hours are spent on it."""
-    for package in (job.method.package, "accelerate"):
+    for package in job.method.packages:
         if find_spec(package) is None:
             raise MachineError(
                 f"checking a model quantized by {job.method.kind} needs the package"

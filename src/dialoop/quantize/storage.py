@@ -47,13 +47,6 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return (unsigned << shifts).sum(-1, dtype=torch.int32)
 
 
-def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
-    """The int8 codes (R, columns) of `pack`."""
-    shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=words.device)
-    unsigned = (words[..., None] >> shifts) & ((1 << bits) - 1)
-    return (unsigned.flatten(1)[:, :columns] - (1 << (bits - 1))).to(torch.int8)
-
-
 def packed(weight: Rounded, bits: int) -> Stored:
     """`pack-quantized`: codes in words."""
     tensors = {
