@@ -1,1 +1,1 @@
-"""Evaluation: held-out loss, answers side by side, keyword checks, and the reports."""
+"""Evaluation: loss, questions, choices, instructions, tool calls, memory, retrieval, judges, speed; reports."""

@@ -141,7 +141,7 @@ CATALOG: dict[str, JobKind] = {
     "evaluate": JobKind(
         spec="dialoop.evaluate.spec:EvaluateJob",
         run="dialoop.evaluate.run:run",
-        summary="held-out loss, answers side by side, keyword checks; a report",
+        summary="measure a model or an endpoint, alone or beside another; a report with verdicts",
         group="Use",
     ),
     "chat": JobKind(
