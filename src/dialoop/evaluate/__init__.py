@@ -1,1 +1,1 @@
-"""Evaluation: loss, questions, choices, instructions, tool calls, memory, retrieval, judges, speed; reports."""
+"""Evaluation: tasks for a model or an endpoint, statistics of their scores, and the reports."""
