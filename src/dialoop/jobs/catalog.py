@@ -144,6 +144,13 @@ CATALOG: dict[str, JobKind] = {
         summary="measure a model or an endpoint, alone or beside another; a report with verdicts",
         group="Use",
     ),
+    "verify": JobKind(
+        spec="dialoop.verify.spec:VerifyJob",
+        run="dialoop.verify.run:run",
+        summary="prove that adapter, merged, quantized and served forms of a model agree",
+        group="Use",
+        positional="models",
+    ),
     "chat": JobKind(
         spec="dialoop.serve.spec:ChatJob",
         run="dialoop.serve.terminal:run",
