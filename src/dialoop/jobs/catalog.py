@@ -178,6 +178,26 @@ CATALOG: dict[str, JobKind] = {
         group="Use",
         also=("deploy",),
     ),
+    "engine install": JobKind(
+        spec="dialoop.engines.spec:InstallJob",
+        run="dialoop.engines.install:run",
+        summary="vLLM, SGLang or LMDeploy in an environment of its own",
+        group="This machine",
+        positional="engine",
+    ),
+    "engine list": JobKind(
+        spec="dialoop.engines.spec:EngineListJob",
+        run="dialoop.engines.inspect:list_engines",
+        summary="environments of engines, and engines that run",
+        group="This machine",
+    ),
+    "engine doctor": JobKind(
+        spec="dialoop.engines.spec:EngineDoctorJob",
+        run="dialoop.engines.inspect:diagnose",
+        summary="which engines run here, and why the others do not",
+        group="This machine",
+        positional="engine",
+    ),
     "doctor": JobKind(
         spec="dialoop.jobs.doctor:DoctorJob",
         run="dialoop.jobs.doctor:run",
