@@ -32,3 +32,12 @@ class EngineSettings(Spec, frozen=True):
     cache_gb: int | None = Field(default=None, ge=1)
     """OpenVINO: memory for keys and values of all requests together, in whole GB. Unless given:
     enough for one request of `max_length`, at least 1. What does not fit waits."""
+    prefix_tokens: int | None = Field(default=None, ge=0)
+    """transformers: tokens of earlier prompts and answers whose keys and values are kept, so that
+    what begins alike is not read again; 0 keeps none. 8192 unless given."""
+    adapters: dict[str, str] = Field(default={})
+    """LoRA adapters beside the model, folders by name, as in `--adapters.tone DIR`. A request that
+    names one as its model is answered with it, others by the model alone."""
+    max_adapters: int = Field(default=4, ge=1)
+    """OpenVINO: adapters that are ready at once; each takes the model's memory and a cache of its
+    own. The others are loaded when they are asked for, in place of the one used longest ago."""
