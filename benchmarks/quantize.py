@@ -22,8 +22,8 @@ from typing import Any
 CASES = ("gptq", "awq", "int8", "fp8")
 
 
-def job(args: argparse.Namespace, case: str, output: Path) -> Any:
-    """What is asked of dialoop."""
+def job(args: argparse.Namespace, case: str, output: Path, check_tokens: int) -> Any:
+    """What is asked of dialoop; few `check_tokens` where the check is not what is timed."""
     from dialoop.core.jobfile import parse
     from dialoop.quantize.spec import QuantizeJob
 
@@ -36,7 +36,7 @@ def job(args: argparse.Namespace, case: str, output: Path) -> Any:
             "dataset": args.dataset,
             "output": str(output),
             "num_tokens": args.tokens,
-            "check_tokens": args.check_tokens,
+            "check_tokens": check_tokens,
             "max_length": args.max_length,
             "device": args.device,
         },
@@ -64,7 +64,8 @@ def material(args: argparse.Namespace) -> Any:
     from dialoop.quantize.calibrate import gather
 
     template = Template.from_folder(args.work / "model")
-    return gather(job(args, "gptq", args.work / "none"), template, args.tokens, ignore)
+    asked = job(args, "gptq", args.work / "none", args.check_tokens)
+    return gather(asked, template, args.tokens, ignore)
 
 
 def ours(args: argparse.Namespace, case: str, output: Path) -> None:
@@ -81,7 +82,7 @@ def ours(args: argparse.Namespace, case: str, output: Path) -> None:
                 told(args, case, "dialoop", marks)
         print(event, file=sys.stderr)
 
-    run(job(args, case, output), emit)
+    run(job(args, case, output, 64), emit)
 
 
 def told(args: argparse.Namespace, case: str, name: str, marks: dict[str, float]) -> None:
@@ -163,9 +164,11 @@ def perplexity(args: argparse.Namespace, folder: Path, rows: Sequence[Any]) -> f
 
     from dialoop.core.device import find
     from dialoop.models import attention
-    from dialoop.models.load import load_model
+    from dialoop.models.load import load_model, quantized_by
+    from dialoop.quantize.check import reload
 
-    model = load_model(folder, device=find(args.device))
+    read = load_model if quantized_by(folder) is None else reload  # activations are rounded, too
+    model = read(folder, device=find(args.device), dtype="auto")
     attention.register()
     model.set_attn_implementation(attention.NAME)
     head: Any = model.get_output_embeddings()

@@ -9,7 +9,8 @@ from tests.tiny import make_tiny_checkpoint
 
 from dialoop.core.device import find
 from dialoop.models.load import load_model
-from dialoop.quantize import balance
+from dialoop.quantize import balance, scaling
+from dialoop.quantize.grid import Grid, nearest
 from dialoop.quantize.moments import Moments
 from dialoop.quantize.ordered import in_order, survey
 from dialoop.quantize.rows import PackedRow
@@ -100,3 +101,36 @@ def test_layers_that_read_the_same_states_share_their_moments(tiny: Path) -> Non
     assert seen["mlp.gate_proj"] is seen["mlp.up_proj"]
     assert seen["self_attn.o_proj"] is not seen["self_attn.q_proj"]
     assert {m.num_tokens for m in seen.values()} == {56}
+
+
+def test_searched_factors_lose_less_than_none(tiny: Path) -> None:
+    source = Source(tiny, torch.float32, CPU)
+    layer = source.layer(0)
+    pair = balance.NORMS[0]
+    norm = layer.tensors[f"{pair.maker}.weight"].clone()
+    norm[:3] *= 30  # channels that matter
+    layer.change(f"{pair.maker}.weight", norm)
+    seen = survey(layer, source.begin([row(), row(1)]), products=True)[pair.readers[0]]
+    grid = Grid(4, symmetric=False, group=32)
+    factors = scaling.search(layer, pair, seen, grid, 20)
+    assert factors[:3].mean() > 2 * factors[3:].mean()
+    weight = torch.cat([layer.weight(name) for name in pair.readers])
+
+    def lost(by: torch.Tensor) -> float:
+        ones = torch.ones(weight.shape[1])
+        rounded = nearest(weight * by, ones, grid, torch.float32, search=False).dense() / by
+        error = rounded - weight
+        return float(((error @ seen.hessian) * error).sum())
+
+    assert lost(factors) < 0.5 * lost(torch.ones_like(factors))
+
+
+def test_smoothing_is_that_of_the_paper(tiny: Path) -> None:
+    """With a strength of 0.5 inputs and weights get the same range."""
+    source = Source(tiny, torch.float32, CPU)
+    layer = source.layer(0)
+    pair = balance.NORMS[1]
+    seen = survey(layer, source.begin([row()]), products=False)[pair.readers[0]]
+    applied = balance.apply(layer, pair, scaling.smooth(layer, pair, seen, 0.5))
+    weights = torch.stack([layer.weight(name).abs().amax(0) for name in pair.readers]).amax(0)
+    torch.testing.assert_close(weights, seen.largest / applied, rtol=1e-4, atol=1e-6)

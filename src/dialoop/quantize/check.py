@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dialoop.core.errors import DialoopError
 from dialoop.core.events import Progress
 from dialoop.models import attention
 from dialoop.models.families import register_all
@@ -62,6 +63,9 @@ def compare(
         model: the one that was written, read back; it attends within documents from here on.
         rows: what is measured on; the labelled tokens count, by their weights.
         emit: receives progress.
+
+    Raises:
+        DialoopError: the model gives infinite numbers, or none.
     """
     device = next(model.parameters()).device
     attention.register()
@@ -81,6 +85,11 @@ def compare(
             after = _log_probabilities(states[(at - 1).to(device)], head.weight).to(before.device)
             sums += _sums(before, after, target.to(before.device), weight)
     emit(Progress("compare", len(rows), len(rows), "packed rows"))
+    if not sums.isfinite().all():
+        raise DialoopError(
+            "what was written gives no finite numbers; nothing was put into the output folder",
+            hint="use --dtype fp32, and report this",
+        )
     before, after, same, kl, weight = sums.tolist()
     return Comparison(
         math.exp(before / weight),
@@ -92,18 +101,34 @@ def compare(
 
 
 def reload(folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
-    """The written checkpoint, as transformers reads it, not as our own layers do."""
+    """The written checkpoint, as transformers reads it, not as our own layers do.
+
+    Raises:
+        DialoopError: transformers misses weights in it.
+    """
     method = quantized_by(folder)
     if method == "bitsandbytes":
         return load_model(folder, device=device, dtype=dtype)
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - heavy
 
     register_all()
-    config: Any = AutoConfig.from_pretrained(folder)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.quantization_config = config.quantization_config | {"dequantize": True}
     with redirect_stderr(StringIO()):  # progress is events; the library's bars would tear them
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch_dtype(dtype, device), local_files_only=True
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch_dtype(dtype, device),
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    model, report = read
+    if lost := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
+        raise DialoopError(
+            f"transformers finds no weights for `{lost[0]}` in what was written"
+            f" ({len(lost)} missing)",
+            hint="report this; nothing was put into the output folder",
         )
     return model.to(device.torch_name).eval()
 
