@@ -58,6 +58,8 @@ def test_parallel_calls_match_in_any_order_and_each_once() -> None:
     assert problems([one, two], wanted, []) == ()
     assert problems([two, one], wanted, []) == ()
     assert problems([two, two], wanted, []) == ("`n` is 2, none of [1]",)
+    both_one = [{"f": {"n": [1]}}] * 2
+    assert problems([one, two], both_one, []) == ("two wanted calls are met by one only",)
     assert problems([one], wanted, []) == ("1 calls, 2 wanted",)
     assert problems([two, ToolCall("g", {})], wanted, [])
 

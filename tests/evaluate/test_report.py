@@ -134,6 +134,9 @@ def test_differences_have_verdicts_and_are_drawn() -> None:
     assert (right.difference, right.verdict, right.p) == (0.25, "cannot tell", 1)
     other_way = compared(before, after)
     assert other_way[0].verdict == "worse"
+    all_right, all_wrong = measured("a", [1.0], [1] * 8), measured("b", [1.0], [0] * 8)
+    assert compared(all_right, all_wrong)[1].verdict == "better", "higher is better here"
+    assert compared(all_wrong, all_right)[1].verdict == "worse"
     past = PastRun(name="runs/1", made="2026-01-01T00:00:00+00:00", scores={"loss: loss": 3.0})
     update = {"model": after, "compare": before, "comparisons": (loss, right), "history": (past,)}
     whole = result().model_copy(update=update)
