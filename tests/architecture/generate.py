@@ -5,8 +5,10 @@ ends with 1 (`make check`).
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from tests.architecture.combinations import refusals
@@ -19,6 +21,7 @@ from dialoop.jobs.catalog import CATALOG, JobKind
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh.md")
 REFERENCE = "docs/reference/cli.md"
+RECIPES = "docs/reference/recipes.md"
 COMBINATIONS = "docs/reference/combinations.md"
 BEGIN = "<!-- map: begin (made by `make docs`) -->"
 END = "<!-- map: end -->"
@@ -26,7 +29,11 @@ END = "<!-- map: end -->"
 
 def generated(root: Path = ROOT) -> dict[Path, str]:
     """The text that each generated file should have."""
-    texts = {root / REFERENCE: reference(), root / COMBINATIONS: combinations()}
+    texts = {
+        root / REFERENCE: reference(),
+        root / RECIPES: recipes(root / "recipes"),
+        root / COMBINATIONS: combinations(),
+    }
     block = f"{BEGIN}\n```\n" + "\n".join(package_map(root / "src" / "dialoop")) + f"\n```\n{END}"
     for name in READMES:
         path = root / name
@@ -73,6 +80,33 @@ def reference() -> str:
     for verb, kind in sorted(CATALOG.items()):
         parts += ["", *_verb(verb, kind)]
     return "\n".join(parts) + "\n"
+
+
+def recipes(folder: Path) -> str:
+    """The page of the recipes: what each one's file says at its top."""
+    lines = [
+        "# Recipes",
+        "",
+        "Made by `make docs` from the first lines of each file: do not edit. Every recipe is a"
+        " complete job, run for two steps by the tests.",
+        "",
+        "| recipe | what it is | command |",
+        "| --- | --- | --- |",
+    ]
+    for path in sorted(folder.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8").splitlines()
+        top = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), text)]
+        run = re.compile(r"Run: (dialoop .*?)(?:\s{2,}\((.*)\))?$")
+        (command,) = (found[1] for line in top if (found := run.search(line)))
+        words = " ".join(filter(None, (run.sub(r"\2", line).strip() for line in top)))
+        cells = (f"[{path.stem}](../../recipes/{path.name})", words, f"`{command}`")
+        lines.append("| " + " | ".join(map(escaped, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def escaped(cell: str) -> str:
+    """Text that a table's cell can hold."""
+    return cell.replace("|", "\\|")
 
 
 def combinations() -> str:
@@ -123,7 +157,7 @@ def _row(spec: type[Spec], field: Field) -> str:
     names = ", ".join(f"`{name}`" for name in spellings(spec, field))
     default = "required" if field.is_required else f"`{field.default}`"
     cells = (names, field.type, default, " ".join(field.meaning.split()))
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(escaped, cells)) + " |"
 
 
 def main() -> int:

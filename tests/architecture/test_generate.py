@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.architecture.generate import BEGIN, END, package_map, reference, with_block
+from tests.architecture.generate import BEGIN, END, package_map, recipes, reference, with_block
 
 from dialoop.jobs.catalog import CATALOG
 
@@ -29,3 +29,14 @@ def test_the_reference_names_every_verb_and_escapes_tables() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| `--")]
     assert rows
     assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
+
+
+def test_a_recipe_s_first_lines_make_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "# Do a | b. Run: dialoop sft a.yaml\n# More.\nmodel: x  # no\n"
+    )
+    (tmp_path / "b.yaml").write_text("# Do b.\n# Run: dialoop pt b.yaml   (see first)\n\n# no\n")
+    assert recipes(tmp_path).splitlines()[-2:] == [
+        "| [a](../../recipes/a.yaml) | Do a \\| b. More. | `dialoop sft a.yaml` |",
+        "| [b](../../recipes/b.yaml) | Do b. see first | `dialoop pt b.yaml` |",
+    ]

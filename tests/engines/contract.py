@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from dialoop.chat.tokenizer import load_tokenizer
 from dialoop.core.errors import UserError
 from dialoop.core.events import Note
 from dialoop.engines import Request, Sampling
@@ -21,6 +22,18 @@ from dialoop.engines.process import ProcessEngine
 from dialoop.engines.spec import EngineSettings
 
 PROMPTS = (tuple(range(20, 31)), (5, 9, 300, 7), tuple(range(100, 160)))
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "new": {"type": "boolean"},
+            "kind": {"enum": ["order", "\u706f"]},
+            "num": {"type": "integer", "minimum": 3, "maximum": 12},
+        },
+        "required": ["new", "kind", "num"],
+        "additionalProperties": False,
+    }
+)
 GREEDY = Sampling(max_tokens=16, temperature=0.0)
 
 
@@ -42,6 +55,19 @@ def expected(folder: Path, prompt: tuple[int, ...], num: int) -> list[int]:
             pad_token_id=0,
         )
     return out[0, len(prompt) :].tolist()
+
+
+def logprobs(folder: Path, prompt: tuple[int, ...], ids: list[int]) -> list[float]:
+    """Log-probabilities of a continuation by transformers, in float32."""
+    import torch
+
+    from dialoop.core.device import find
+    from dialoop.models.load import load_model
+
+    model: Any = load_model(folder, device=find("cpu"), dtype="fp32")
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
 
 
 async def answer(engine: ProcessEngine, request: Request) -> list[int]:
@@ -243,6 +269,99 @@ class EngineContract:
         wanted = {"engine": self.name, "device": "cpu"} | self.settings
         open_engine(checkpoint, EngineSettings.model_validate(wanted), notes.append)
         assert any(isinstance(n, Note) and n.text.startswith(f"engine: {self.name}") for n in notes)
+
+    def test_logprobs_are_transformers_own(
+        self, runner: asyncio.Runner, engine: ProcessEngine, checkpoint: Path
+    ) -> None:
+        """Of the model alone: penalties and temperature choose, and change no value."""
+
+        async def work():
+            settings = {"temperature": 0.7, "presence_penalty": 1.0, "seed": 3, "logprobs": 0}
+            asked = Request(PROMPTS[0], replace(GREEDY, **settings))
+            return [delta async for delta in engine.generate(asked)]
+
+        deltas = runner.run(work())
+        ids = [token for delta in deltas for token in delta.ids]
+        told = [one.logprob for delta in deltas for one in delta.logprobs]
+        assert told == pytest.approx(logprobs(checkpoint, PROMPTS[0], ids), abs=1e-4)  # float32
+
+    def test_an_answer_keeps_its_schema(
+        self, runner: asyncio.Runner, engine: ProcessEngine, checkpoint: Path
+    ) -> None:
+        pytest.importorskip("xgrammar")
+        tokenizer = load_tokenizer(checkpoint)
+
+        async def work():
+            asked = Request(PROMPTS[0], replace(GREEDY, max_tokens=100), (2,), SCHEMA)
+            chance = replace(asked.sampling, temperature=1.5, seed=5)
+            together = [asked, Request(PROMPTS[1], GREEDY), replace(asked, sampling=chance)]
+            deltas = [delta async for delta in engine.generate(asked)]
+            return deltas, await asyncio.gather(*[answer(engine, one) for one in together])
+
+        deltas, together = runner.run(work())
+        assert deltas[-1].finish == "stop"
+        for ids in (together[0], together[2]):
+            value = json.loads(tokenizer.decode(ids))
+            assert (type(value["new"]), value["kind"] in {"order", "\u706f"}) == (bool, True)
+            assert 3 <= value["num"] <= 12
+        assert together[1] == expected(checkpoint, PROMPTS[1], 16)
+
+    @pytest.mark.parametrize(
+        "schema",
+        ['{"type": "wrong"}', '{"type": "string", "pattern": "([a"}', '{"$ref": "#/$defs/x"}'],
+    )
+    def test_what_is_no_schema_is_refused_and_harms_nobody(
+        self, runner: asyncio.Runner, engine: ProcessEngine, checkpoint: Path, schema: str
+    ) -> None:
+        pytest.importorskip("xgrammar")
+
+        async def work():
+            with pytest.raises(UserError, match="the JSON Schema cannot be kept"):
+                await answer(engine, Request(PROMPTS[0], GREEDY, (2,), schema))
+            return await answer(engine, Request(PROMPTS[0], GREEDY))
+
+        assert runner.run(work()) == expected(checkpoint, PROMPTS[0], 16)
+
+    def test_adapters_come_and_go_and_the_base_stays_itself(
+        self, runner: asyncio.Runner, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        folders = [make_adapter(tmp_path / f"{n}", checkpoint, seed=n) for n in (3, 4)]
+        base = [expected(checkpoint, prompt, 16) for prompt in PROMPTS]
+        tuned = [greedy_transformers(folder, PROMPTS, 16) for folder in folders]
+
+        async def work():
+            # one is ready at once, so that the two take each other's place
+            engine = opened(checkpoint, self.name, adapters={"a": str(folders[0])}, max_adapters=1)
+            await engine.start()
+            try:
+                with pytest.raises(UserError, match=r"no adapter `b` is loaded \(known: a\)"):
+                    await answer(engine, Request(PROMPTS[0], GREEDY, adapter="b"))
+                await engine.load_adapter("b", folders[1])
+                with pytest.raises(UserError, match="`b` is loaded already"):
+                    await engine.load_adapter("b", folders[1])
+                with pytest.raises(UserError, match="is no adapter"):
+                    await engine.load_adapter("c", checkpoint)
+                wanted = [
+                    Request(prompt, GREEDY, adapter=name)
+                    for name in (None, "a", "b", None)
+                    for prompt in PROMPTS
+                ]
+                together = await asyncio.gather(*[answer(engine, r) for r in wanted])
+                await engine.unload_adapter("a")
+                with pytest.raises(UserError, match="no adapter `a` is loaded"):
+                    await answer(engine, Request(PROMPTS[0], GREEDY, adapter="a"))
+                left = [Request(PROMPTS[0], GREEDY, adapter=name) for name in (None, "b")]
+                return together, [await answer(engine, r) for r in left]
+            finally:
+                await engine.stop()
+
+        together, left = runner.run(work())
+        assert together[:3] == together[9:] == base
+        for want, found in zip(tuned, (together[3:6], together[6:9]), strict=True):
+            check = compare([str(p) for p in PROMPTS], want, found, ADAPTER_TIE_NATS)
+            assert check.agrees, check.difference
+        assert tuned[0] != tuned[1]
+        assert left == [together[0], together[6]]
 
     def test_an_adapter_is_applied_to_its_base(
         self, runner: asyncio.Runner, checkpoint: Path, tmp_path: Path

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 
 from dialoop.core.errors import DialoopError, UpstreamError
 from dialoop.engines import Delta, EngineInfo, Request
@@ -27,6 +28,7 @@ class FakeEngine:
         self.info = EngineInfo("fake", max_length, "fp32", "cpu", 1)
         self.requests: list[Request] = []
         self.num_aborted = 0
+        self.adapters: dict[str, Path] = {}
         self._arrived = asyncio.Semaphore(0)
         self.failure: DialoopError | None = None
         self.num_open = 0
@@ -65,6 +67,14 @@ class FakeEngine:
                 yield Delta((token,), reason if is_done else None)
         finally:
             self.num_aborted += not is_done
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Remember it."""
+        self.adapters[name] = folder
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget it."""
+        del self.adapters[name]
 
     async def wait_requests(self, num: int) -> None:
         """Return when so many more requests have come."""

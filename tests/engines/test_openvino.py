@@ -1,15 +1,19 @@
 """The OpenVINO engine keeps the contract; what is particular to it."""
 
+import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.engines.contract import EngineContract, opened
+from tests.engines.contract import GREEDY, PROMPTS, EngineContract, answer, opened
 
 from dialoop.core.errors import MachineError, UserError
 from dialoop.engines import Request, Sampling
 from dialoop.engines.choose import cache_gb
 from dialoop.engines.openvino import OpenVinoBackend, adapter_scale
+from dialoop.engines.process import ProcessEngine
 from dialoop.engines.worker import WorkerJob
 
 genai = pytest.importorskip("openvino_genai")
@@ -17,6 +21,22 @@ genai = pytest.importorskip("openvino_genai")
 
 class TestOpenVino(EngineContract):
     name = "openvino"
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"logit_bias": ((5, 1.0),)}, "logit_bias: OpenVINO cannot change logits"),
+            ({"logprobs": 2}, "top_logprobs: OpenVINO tells the log-probability of the chosen"),
+        ],
+    )
+    def test_what_the_library_would_ignore_is_refused(
+        self, runner: asyncio.Runner, engine: ProcessEngine, settings: Any, words: str
+    ) -> None:
+        async def work():
+            await answer(engine, Request(PROMPTS[0], replace(GREEDY, **settings)))
+
+        with pytest.raises(UserError, match=words):
+            runner.run(work())
 
 
 def test_the_conversion_reports_nothing_to_anybody(home: Path, checkpoint: Path) -> None:

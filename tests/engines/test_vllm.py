@@ -4,6 +4,7 @@ By `make test-engines`, which makes the environment first. Nothing is compiled (
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,11 +65,9 @@ def test_adapters_come_and_go_and_the_base_stays_the_base(
             requests = [Request(prompt, GREEDY) for prompt in PROMPTS]
             assert [await answer(engine, one) for one in requests] == base
             for name in folders:
-                engine._adapter = name
-                found = [await answer(engine, one) for one in requests]
+                found = [await answer(engine, replace(one, adapter=name)) for one in requests]
                 check = compare(names, wanted[name], found, ADAPTER_TIE_NATS)
                 assert check.agrees, f"{name}: {check.difference}"
-            engine._adapter = None
             await engine.unload_adapter("ada")
             assert [await answer(engine, one) for one in requests] == base
         finally:

@@ -65,11 +65,11 @@ def test_a_seed_repeats_the_draw_and_leaves_the_callers_generator_alone(model: C
 
 
 def test_leaving_a_stream_ends_the_generation(model: ChatModel) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     stream = model.chat("hi", max_new_tokens=400, temperature=0, stream=True)
     next(iter(stream))
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # another test's may have ended meanwhile
 
 
 @pytest.mark.parametrize("pieces", [["abcSTOPdef"], ["ab", "cS", "TO", "Pdef"], list("abcSTOPdef")])

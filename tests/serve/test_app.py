@@ -103,6 +103,61 @@ def test_a_stream_says_the_same_and_ends_with_done(template: Template) -> None:
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
+TOOL = {"type": "function", "function": {"name": "look_up"}}
+CALL = '<tool_call>\n{"name": "look_up", "arguments": {"place": "Kiel"}}\n</tool_call>'
+
+
+def saying(template: Template, words: str) -> App:
+    return app_of(template, FakeEngine(template.tokenizer.encode(words), max_length=1024))
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_calls_are_taken_out_of_the_answer(template: Template, is_parallel: bool) -> None:
+    body = ASK | {"tools": [TOOL], "parallel_tool_calls": is_parallel}
+    app = saying(template, f"Let me see.\n{CALL}\n{CALL}")
+    (choice,) = ask(template, "/v1/chat/completions", body, app).json["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "Let me see."
+    calls = choice["message"]["tool_calls"]
+    assert len(calls) == (2 if is_parallel else 1)
+    assert calls[0]["function"] == {"name": "look_up", "arguments": '{"place": "Kiel"}'}
+    assert len({call["id"] for call in calls}) == len(calls)
+
+
+def test_a_stream_gives_each_call_whole(template: Template) -> None:
+    app = saying(template, f"Let me see.\n{CALL}\n{CALL}")
+    body = ASK | {"tools": [TOOL], "stream": True}
+    *chunks, _ = ask(template, "/v1/chat/completions", body, app).events
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Let me see."
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert [call["index"] for call in calls] == [0, 1]
+    assert calls[1]["function"]["name"] == "look_up"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_an_answer_without_calls_is_text(template: Template) -> None:
+    app = saying(template, "No <tool_call> here.")
+    (choice,) = ask(template, "/v1/chat/completions", ASK | {"tools": [TOOL]}, app).json["choices"]
+    assert choice["message"]["content"] == "No <tool_call> here."
+    assert "tool_calls" not in choice["message"]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_adapters_are_loaded_by_clients_only_where_they_may(template: Template) -> None:
+    order = {"lora_name": "tone", "lora_path": "/x"}
+    assert ask(template, "/v1/load_lora_adapter", order).status == 404
+    app = app_of(template, may_load_adapters=True)
+    refused = ask(template, "/v1/load_lora_adapter", {"lora_name": "tone"}, app)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "lora_path")
+    refused = ask(template, "/v1/load_lora_adapter", order, app)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "lora_path")
+    refused = ask(template, "/v1/load_lora_adapter", order | {"lora_name": "m"}, app)
+    assert "`m` is served already" in refused.json["error"]["message"]
+    refused = ask(template, "/v1/unload_lora_adapter", {"lora_name": "tone"}, app)
+    assert (refused.status, refused.json["error"]["code"]) == (404, "model_not_found")
+
+
 def test_a_text_completion_with_echo(template: Template) -> None:
     body = {"model": "m", "prompt": ["Where", "How"], "echo": True, "max_tokens": 50}
     call = ask(template, "/v1/completions", body)

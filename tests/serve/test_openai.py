@@ -1,14 +1,29 @@
 """Requests are obeyed, or refused with the field's name."""
 
+import json
 from typing import Any
 
 import pytest
 
-from dialoop.chat.message import message
+from dialoop.chat.message import message, tool_from_openai
 from dialoop.chat.template import Template
 from dialoop.serve.failure import ApiError
 from dialoop.serve.openai import Generation, Limits, read_chat, read_text
 
+LOOK_UP = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "parameters": {
+            "type": "object",
+            "properties": {"kind": {"enum": ["order", "lamp"]}},
+            "required": ["kind"],
+            "additionalProperties": False,
+        },
+    },
+}
+STRICT = {"type": "function", "function": LOOK_UP["function"] | {"strict": True}}
+JSON = {"type": "json_object"}
 LIMITS = Limits(max_length=256, model="m")
 HELLO = [{"role": "user", "content": "Where is my order?"}]
 
@@ -69,12 +84,22 @@ def test_null_asks_for_nothing(template: Template, name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"tools": [{"type": "function"}]}, "tools", "does not offer it"),
-        ({"logprobs": True}, "logprobs", "does not offer it"),
-        ({"logprobs": 1}, "logprobs", "does not offer it"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "does not offer it"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "does not offer it"),
-        ({"tool_choice": "required"}, "tool_choice", "does not offer it"),
+        ({"tools": [{"type": "function"}]}, "tools", "an object with a function name"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "only tools of type `function`"),
+        ({"tools": [LOOK_UP, LOOK_UP]}, "tools", "stands twice"),
+        ({"tools": [STRICT]}, "tools", "`strict` of look_up can be kept only where"),
+        ({"tool_choice": "required"}, "tool_choice", "tools: none are given"),
+        ({"tools": [LOOK_UP], "tool_choice": "any"}, "tool_choice", "tools: look_up"),
+        ({"tools": [LOOK_UP], "parallel_tool_calls": 1}, "parallel_tool_calls", "true or false"),
+        ({"tools": [LOOK_UP], "response_format": JSON}, "response_format", "not together with"),
+        ({"logprobs": 1}, "logprobs", "true or false is required, got 1"),
+        ({"top_logprobs": 2}, "top_logprobs", "only with `logprobs`"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
+        ({"response_format": {"type": "xml"}}, "response_format", "`type` is text, json_object or"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "a JSON Schema is req"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias", "`99999` is no token id"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "a number from -100 to 100"),
+        ({"suffix": "x"}, "suffix", "does not offer it"),
         ({"temprature": 1}, "temprature", "unknown parameter"),
         ({"temperature": 2.5}, "temperature", "a number from 0 to 2 is required, got 2.5"),
         ({"temperature": True}, "temperature", "a number from 0 to 2"),
@@ -100,6 +125,40 @@ def test_what_cannot_be_obeyed_is_refused_by_name(
     with pytest.raises(ApiError, match=words) as caught:
         chat(template, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_bias_and_logprobs_are_obeyed(template: Template) -> None:
+    fields = {"logit_bias": {"5": -3}, "logprobs": True, "top_logprobs": 2}
+    sampling = chat(template, **fields).requests[0].sampling
+    assert (sampling.logit_bias, sampling.logprobs) == (((5, -3.0),), 2)
+    assert chat(template, logprobs=True).requests[0].sampling.logprobs == 0
+    assert text(template, logprobs=3).requests[0].sampling.logprobs == 3
+    with pytest.raises(ApiError, match="not together with `echo`"):
+        text(template, logprobs=3, echo=True)
+
+
+def test_tools_are_told_by_the_template_and_forced_calls_have_a_schema(template: Template) -> None:
+    own = [message("user", "Where is my order?")]
+    tool = tool_from_openai(LOOK_UP)
+    told = template.prompt_ids(own, [tool])
+    body = {"model": "m", "messages": HELLO, "tools": [LOOK_UP]}
+    limits = Limits(max_length=1024, model="m")
+    (auto,) = read_chat(body, template, limits).requests
+    assert (auto.prompt_ids, auto.schema) == (tuple(told), None)
+    for choice in ("required", {"type": "function", "function": {"name": "look_up"}}):
+        (forced,) = read_chat(body | {"tool_choice": choice}, template, limits).requests
+        assert forced.prompt_ids == (*told, *template.tokenizer.encode_after("<tool_call>\n"))
+        assert '"const": "look_up"' in (forced.schema or "")
+    (none,) = read_chat(body | {"tool_choice": "none"}, template, limits).requests
+    assert none.prompt_ids == tuple(template.prompt_ids(own))
+
+
+def test_response_formats_are_schemas(template: Template) -> None:
+    own = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": own, "strict": True}}
+    assert json.loads(chat(template, response_format=form).requests[0].schema or "") == own
+    assert chat(template, response_format=JSON).requests[0].schema == '{"type": "object"}'
+    assert chat(template, response_format={"type": "text"}).requests[0].schema is None
 
 
 def test_images_are_refused(template: Template) -> None:

@@ -118,7 +118,7 @@ def test_text_completions(client: openai.OpenAI) -> None:
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, tools=[{"type": "function", "function": {"name": "f"}}])
+        ask(client, tools=[{"type": "web_search"}])
     assert caught.value.param == "tools"
     with pytest.raises(openai.NotFoundError):
         ask(client, model="other")

@@ -1,6 +1,5 @@
 """Adapters on a base that is quantized already, and on linear layers of any class."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from dialoop.core import events
 from dialoop.core.device import find
-from dialoop.core.errors import MachineError, UserError
+from dialoop.core.errors import UserError
 from dialoop.models import lora
 from dialoop.models.adapted import dense_weight, is_linear
 from dialoop.models.load import load_model
@@ -80,25 +79,6 @@ def test_tuners_that_need_full_weights_refuse(
 ) -> None:
     with pytest.raises(UserError, match=f"by `bitsandbytes`, and {kind} needs the weights in full"):
         run(job(four_bits, dialogues, tmp_path / "out", tuner=kind), events.ignore)
-
-
-@pytest.mark.parametrize(
-    ("method", "kind", "complaint"),
-    [
-        ("gptq", MachineError, "by `gptq`, which needs gptqmodel"),
-        ("awq", MachineError, "by `awq`, which needs gptqmodel"),
-        ("fp8", MachineError, "FP8, which `cpu` does not compute"),
-        ("odd", UserError, "by `odd`, which is not supported"),
-    ],
-)
-def test_what_is_missing_is_told_at_load(
-    method: str, kind: type[Exception], complaint: str, tiny: Path
-) -> None:
-    path = tiny / "config.json"
-    config = json.loads(path.read_text()) | {"quantization_config": {"quant_method": method}}
-    path.write_text(json.dumps(config))
-    with pytest.raises(kind, match=complaint):
-        load_model(tiny, device=find("cpu"), dtype="fp32")
 
 
 class Packed(nn.Module):

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dialoop.core.errors import MachineError, UserError
@@ -45,6 +46,14 @@ class Backend(Protocol):
 
     def token_id(self, token: str) -> int | None:
         """Id of a token, or None when the vocabulary lacks it."""
+        ...
+
+    def pieces(self) -> list[bytes]:
+        """What each id writes, in UTF-8.
+
+        Raises:
+            UserError: this kind of vocabulary does not say.
+        """
         ...
 
     @property
@@ -117,6 +126,17 @@ class FastBackend:
     def token_id(self, token: str) -> int | None:
         """Id of a token, or None."""
         return self._tokenizer.token_to_id(token)
+
+    def pieces(self) -> list[bytes]:
+        """What each id writes, by the kind of the file's decoder."""
+        spelt: Json = json.loads(self._tokenizer.to_str())
+        decoder: Json = spelt.get("decoder") or {}
+        steps = {decoder.get("type"), *(step["type"] for step in decoder.get("decoders", ()))}
+        if not steps & {"ByteLevel", "Metaspace", "ByteFallback"}:
+            raise _no_pieces()
+        read = _byte_level if "ByteLevel" in steps else _spaced
+        texts = (self._tokenizer.id_to_token(n) or "" for n in range(self.vocab_size))
+        return [read(text) for text in texts]
 
     @property
     def vocab_size(self) -> int:
@@ -218,6 +238,11 @@ class SentencePieceBackend:
         number = self._model.piece_to_id(token)
         return number if self._model.id_to_piece(number) == token else None
 
+    def pieces(self) -> list[bytes]:
+        """What each id writes."""
+        size = self._model.get_piece_size()
+        return [_spaced(self._model.id_to_piece(n)) for n in range(size)]
+
     @property
     def vocab_size(self) -> int:
         """Largest id plus one."""
@@ -286,10 +311,46 @@ class CheckpointBackend:
         """Id of a token, or None."""
         return self._tokenizer.get_vocab().get(token)
 
+    def pieces(self) -> list[bytes]:
+        """Refused: code in the checkpoint may do anything with its tokens."""
+        raise _no_pieces()
+
     @property
     def vocab_size(self) -> int:
         """Largest id plus one."""
         return max(self._tokenizer.get_vocab().values()) + 1
+
+
+def _no_pieces() -> UserError:
+    return UserError(
+        "this checkpoint's vocabulary does not say what its tokens write one by one",
+        hint="ask without a schema",
+    )
+
+
+def _spaced(piece: str) -> bytes:
+    """A piece of SentencePiece: a low line is a space, `<0x0A>` is a byte."""
+    if found := re.fullmatch("<0x([0-9A-F]{2})>", piece):
+        return bytes.fromhex(found[1])
+    return piece.replace("\u2581", " ").encode()
+
+
+def _byte_level(piece: str) -> bytes:
+    """A piece of a byte-level vocabulary: every character is a byte (Radford et al. 2019, GPT-2).
+
+    A character that is none of the 256 is taken as it is.
+    """
+    known = _byte_letters()
+    return b"".join(known.get(letter) or letter.encode() for letter in piece)
+
+
+@cache
+def _byte_letters() -> dict[str, bytes]:
+    """Printable bytes stand for themselves, the others for the letters from 256 on, in order."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [n for n in range(256) if n not in plain]
+    letters = {chr(n): bytes([n]) for n in plain}
+    return letters | {chr(256 + place): bytes([n]) for place, n in enumerate(others)}
 
 
 def declared_tokens(config: Json) -> dict[int, Json]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from dialoop.chat import jinja, templates
+from dialoop.chat import calls, jinja, templates
 from dialoop.chat.backends import read_json
-from dialoop.chat.message import message, to_openai, tool_to_openai
+from dialoop.chat.message import Message, Tool, message, to_openai, tool_to_openai
 from dialoop.chat.tokenizer import Tokenizer, load_tokenizer
 from dialoop.chat.tool_formats import json_call
 from dialoop.core.errors import UserError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from dialoop.chat.message import Message, Tool
+    from dialoop.chat.calls import CallSyntax
 
 Json = dict[str, Any]
 
@@ -99,6 +99,22 @@ class Template:
         """Whether the template itself writes tools and calls; else `json_call` spells them."""
         names = jinja.free_names(self.tool_source)
         return "tools" in names and "tool_calls" in self.tool_source
+
+    @cached_property
+    def call_syntax(self) -> CallSyntax | None:
+        """How answers call tools; None where the template's way is not known here."""
+        if not self.knows_tools:
+            return calls.TAGS
+        tool = Tool(calls.PROBE.name, "", {"type": "object", "properties": {"place": {}}})
+        turns = [message("user", "hi"), Message("assistant", tool_calls=(calls.PROBE,))]
+        before = self._render(turns[:1], (tool,), True)
+        whole = self._render(turns, (tool,), False)
+        if not whole.startswith(before):
+            return None
+        end = (
+            "" if self.end_id is None else self.tokenizer.decode([self.end_id], skip_special=False)
+        )
+        return calls.find_syntax(whole[len(before) :], end)
 
     @cached_property
     def end_id(self) -> int | None:

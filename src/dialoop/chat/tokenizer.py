@@ -110,6 +110,19 @@ class Tokenizer:
         """
         return self.backend.decode(ids, skip_special=skip_special)
 
+    def token_bytes(self, num: int) -> list[bytes]:
+        """What each id up to `num` writes, in UTF-8; added tokens and unused ids write nothing.
+
+        Raises:
+            UserError: the vocabulary is of a kind whose tokens are not known one by one.
+        """
+        pieces = self.backend.pieces()
+        out = [b""] * max(num, len(pieces))
+        for number, piece in enumerate(pieces):
+            if number not in self.backend.added and number not in self.special_ids:
+                out[number] = piece
+        return out[:num]
+
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """A decoder for ids that come one by one."""
         return StreamDecoder(self, skip_special=skip_special)

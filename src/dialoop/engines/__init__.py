@@ -12,8 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from dialoop.core.errors import UserError
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterable
+    from pathlib import Path
 
     from dialoop.core.errors import DialoopError
 
@@ -38,6 +41,11 @@ class Sampling:
     """Taken off the logit of a token for each time it was generated, in [-2, 2]."""
     seed: int | None = None
     """The same seed, prompt and settings give the same tokens; None draws one."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their logits."""
+    logprobs: int | None = None
+    """Tell the log-probability of every token, and of so many likeliest ones beside it; None tells
+    nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,20 @@ class Request:
     sampling: Sampling
     stop_ids: tuple[int, ...] = ()
     """Tokens that end the answer; the one that did is not part of it."""
+    schema: str | None = None
+    """A JSON Schema, as JSON: the answer is a value that it allows, and nothing else."""
+    adapter: str | None = None
+    """An adapter that was loaded under this name; None asks the model as it was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely one token was, by the model alone: before penalties, bias, temperature, schema."""
+
+    logprob: float
+    """Natural logarithm of its probability."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens and their log-probabilities, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +80,8 @@ class Delta:
     ids: tuple[int, ...]
     finish: FinishReason | None = None
     """Set on the last delta only."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for every id where they were asked for, else none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +144,26 @@ class Engine(Protocol):
         """Answer one request; closing the iterator early aborts the work on it.
 
         Raises:
-            UserError: the prompt leaves no room in the model's length.
+            UserError: the prompt leaves no room in the model's length, or the engine cannot do what
+                is asked.
             UpstreamError: the engine died or is draining; never after the last delta.
+        """
+        ...
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Make a PEFT adapter ready, which requests then name.
+
+        Raises:
+            UserError: the name is in use, or the adapter does not fit this model or engine.
+            UpstreamError: the engine failed.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; its open requests end with an error.
+
+        Raises:
+            UserError: no adapter has this name.
         """
         ...
 
@@ -132,3 +174,9 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """End at once; open requests end with an UpstreamError."""
         ...
+
+
+def unknown_adapter(name: str | None, known: Iterable[str | None]) -> UserError:
+    """No adapter is loaded under this name."""
+    names = ", ".join(sorted(one for one in known if one)) or "none"
+    return UserError(f"no adapter `{name}` is loaded (known: {names})")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,14 @@ from dialoop.chat.tokenizer import load_tokenizer
 from dialoop.core.device import find, machine_memory_bytes
 from dialoop.core.env import home, num_cpus, variables
 from dialoop.core.errors import MachineError, UserError
-from dialoop.core.events import Note, Stage
+from dialoop.core.events import Note, Stage, ignore
 from dialoop.core.files import lock_folder, sha256, write_text
 from dialoop.engines.convert import FAMILIES, check_file
 from dialoop.engines.openvino import adapter_scale
 from dialoop.engines.process import ProcessEngine
 from dialoop.engines.worker import WorkerJob
 from dialoop.models import checkpoint
+from dialoop.models.lineage import base_fingerprint
 from dialoop.models.load import base_of
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ ACCELERATORS = (Path("/dev/nvidiactl"), Path("/dev/davinci_manager"))
 QUIET = {"CI": "true"}
 """OpenVINO's converter reports its use to its maker unless it finds itself in a CI job; the other
 way to decline is a file in the user's home."""
+PREFIX_TOKENS = 8192
 DEFAULT_LENGTH = 4096
 """For checkpoints that do not say how long their prompts may be."""
 
@@ -56,6 +59,8 @@ def prepare(model: Path, settings: EngineSettings, emit: Callable[[Event], None]
     adapter = model if checkpoint.is_adapter(model) else None
     base = base_of(model) if adapter else model
     checkpoint.check(base)
+    for folder in named_adapters(base, adapter, settings).values():
+        check_base(base, Path(folder))
     length = max_length(base, settings)
     if settings.engine == "transformers":
         emit(Note("engine: transformers, as asked"))
@@ -63,6 +68,9 @@ def prepare(model: Path, settings: EngineSettings, emit: Callable[[Event], None]
     try:
         _refuse_openvino(base, adapter, settings)
         folder = _converted(base, adapter, emit)
+        for other in settings.adapters.values():
+            adapter_scale(Path(other))
+            _converted(base, Path(other), emit)
     except (UserError, MachineError) as error:
         if settings.engine == "openvino":
             raise
@@ -94,8 +102,16 @@ def _openvino(
         threads=threads,
         max_concurrent=settings.max_concurrent,
         cache_gb=capacity,
+        adapters=settings.adapters,
+        max_adapters=settings.max_adapters,
     )
-    return ProcessEngine(job, QUIET | environment, settings.stall_s)
+
+    def admit(other: Path) -> None:
+        check_base(base, other)
+        adapter_scale(other)
+        _converted(base, other, ignore)
+
+    return ProcessEngine(job, QUIET | environment, settings.stall_s, admit)
 
 
 def cache_gb(base: Path, length: int, dtype: str, wanted: int | None) -> int:
@@ -133,8 +149,41 @@ def _transformers(
         threads=settings.threads or max(1, num_cpus() - 1),
         max_concurrent=settings.max_concurrent,
         cache_gb=0,
+        adapters=settings.adapters,
+        prefix_tokens=PREFIX_TOKENS if settings.prefix_tokens is None else settings.prefix_tokens,
     )
-    return ProcessEngine(job, stall_s=settings.stall_s)
+    return ProcessEngine(job, None, settings.stall_s, partial(check_base, base))
+
+
+def named_adapters(base: Path, adapter: Path | None, settings: EngineSettings) -> dict[str, str]:
+    """The adapters that were asked for beside the model.
+
+    Raises:
+        UserError: the model is an adapter itself.
+    """
+    if settings.adapters and adapter:
+        raise UserError(
+            f"`{adapter}` is an adapter itself, and `adapters` go beside their base",
+            hint=f"give `{base}` as the model, and all adapters by name",
+        )
+    return settings.adapters
+
+
+def check_base(base: Path, adapter: Path) -> None:
+    """Check that a folder is an adapter of this base.
+
+    Raises:
+        UserError: it is none, or one of another base.
+    """
+    if not adapter.is_dir() or not checkpoint.is_adapter(adapter):
+        raise UserError(f"`{adapter}` is no adapter", hint="give the folder of a LoRA adapter")
+    recorded = base_fingerprint(adapter)
+    is_same = base_of(adapter).resolve() == base.resolve()
+    if not is_same and recorded != checkpoint.fingerprint(base):
+        raise UserError(
+            f"adapter `{adapter}` is for another base than `{base}`",
+            hint="serve the base model that the adapter was trained on",
+        )
 
 
 def _has_accelerator() -> bool:
@@ -183,6 +232,11 @@ def _refuse_openvino(base: Path, adapter: Path | None, settings: EngineSettings)
     if config.get("quantization_config"):
         raise UserError(
             "OpenVINO cannot read a quantized checkpoint", hint="use `--engine transformers`"
+        )
+    if settings.prefix_tokens:
+        raise UserError(
+            "OpenVINO's prefix cache mixes up requests, so that it is off here",
+            hint="use `--engine transformers`, or leave `--prefix_tokens` out",
         )
     if adapter:
         adapter_scale(adapter)

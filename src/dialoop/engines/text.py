@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from dialoop.chat.tokenizer import Tokenizer
-    from dialoop.engines import Engine, FinishReason, Request
+    from dialoop.engines import Delta, Engine, FinishReason, Request, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Piece:
     """Tokens generated so far."""
     finish: FinishReason | None = None
     """Set on the last piece only, which may have no text."""
+    logprobs: tuple[tuple[int, TokenLogprob], ...] = ()
+    """Its tokens, where log-probabilities were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,12 @@ class StopFilter:
 
 
 async def stream(
-    engine: Engine, tokenizer: Tokenizer, request: Request, stops: Sequence[str] = ()
+    engine: Engine,
+    tokenizer: Tokenizer,
+    request: Request,
+    stops: Sequence[str] = (),
+    *,
+    skip_special: bool = True,
 ) -> AsyncGenerator[Piece, None]:
     """Answer a request as text; closing the generator early aborts it.
 
@@ -84,26 +91,48 @@ async def stream(
         tokenizer: the model's own.
         request: what to answer.
         stops: strings that end the answer; they are not part of it.
+        skip_special: leave special tokens out of the text.
 
     Raises:
         UserError: the prompt is too long.
         UpstreamError: the engine failed; what was yielded before is then not a whole answer.
     """
-    decoder, stop = tokenizer.stream(), StopFilter(stops)
+    decoder, stop = tokenizer.stream(skip_special=skip_special), StopFilter(stops)
     count = 0
+    told: list[tuple[int, TokenLogprob]] = []
     async with aclosing(engine.generate(request)) as deltas:
         async for delta in deltas:
             count += len(delta.ids)
+            told += _told(delta)
             text = stop.push(decoder.push(*delta.ids))
             if delta.finish and not stop.is_stopped:
                 text += stop.push(decoder.finish())
             if stop.is_stopped:
-                yield Piece(text, count, "stop")
+                yield Piece(text, count, "stop", _within(told, text, tokenizer))
                 return
             if delta.finish:
-                yield Piece(text + stop.finish(), count, delta.finish)
+                yield Piece(text + stop.finish(), count, delta.finish, tuple(told))
             elif text:
-                yield Piece(text, count)
+                yield Piece(text, count, None, tuple(told))
+                told = []
+
+
+def _told(delta: Delta) -> list[tuple[int, TokenLogprob]]:
+    return list(zip(delta.ids, delta.logprobs, strict=True)) if delta.logprobs else []
+
+
+def _within(
+    told: list[tuple[int, TokenLogprob]], text: str, tokenizer: Tokenizer
+) -> tuple[tuple[int, TokenLogprob], ...]:
+    """The tokens that begin before the end of the text: those of a stop string are left out."""
+    kept: list[tuple[int, TokenLogprob]] = []
+    length = 0
+    for item in told:
+        if length >= len(text):
+            break
+        kept.append(item)
+        length += len(tokenizer.decode([item[0]]))
+    return tuple(kept)
 
 
 async def complete(

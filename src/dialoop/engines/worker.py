@@ -13,12 +13,12 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dialoop.core.errors import DialoopError
-from dialoop.engines import Delta, Request, Sampling
+from dialoop.core.errors import DialoopError, UserError
+from dialoop.engines import Delta, Request, Sampling, TokenLogprob
 from dialoop.engines.wire import Frame, encode, read
 
 if TYPE_CHECKING:
@@ -47,6 +47,12 @@ class WorkerJob:
     """For keys and values, in an engine that sets memory aside for them."""
     adapter: str | None = None
     """A PEFT adapter folder that is applied to the model."""
+    adapters: dict[str, str] = field(default_factory=dict[str, str])
+    """PEFT adapter folders that requests may ask for, by name."""
+    max_adapters: int = 4
+    """Adapters that are ready at once, in an engine that loads the model anew for each."""
+    prefix_tokens: int = 0
+    """Tokens of earlier prompts and answers that are kept, in an engine that counts them."""
 
 
 class Backend(Protocol):
@@ -73,10 +79,22 @@ class Backend(Protocol):
         """Whether any request is open."""
         ...
 
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Make an adapter ready under a name that is not in use.
 
-def request_frame(key: int, request: Request) -> Frame:
-    """The frame that adds a request."""
-    return {"do": "add", "key": key, **asdict(request)}
+        Raises:
+            DialoopError: it cannot be applied to this model.
+        """
+        ...
+
+    def unload_adapter(self, name: str) -> list[int]:
+        """Forget an adapter; the keys of its open requests, which have ended with it."""
+        ...
+
+
+def request_frame(request: Request) -> Frame:
+    """The frame that adds a request, but for its key."""
+    return {"do": "add", **asdict(request)}
 
 
 def main(fd: int) -> None:
@@ -125,8 +143,7 @@ def _loop(backend: Backend, link: socket.socket, inbox: queue.SimpleQueue[Frame]
     said = time.monotonic()
     while True:
         frames = _take(inbox, wait=not backend.has_work())
-        refused = [failed for frame in frames if (failed := _obey(backend, frame))]
-        out = b"".join(encode(frame) for frame in refused)
+        out = b"".join(encode(said) for frame in frames for said in _obey(backend, frame))
         if backend.has_work():
             out += b"".join(encode(_step_frame(key, item)) for key, item in backend.step())
         if not out and time.monotonic() - said > TICK_S:
@@ -143,27 +160,58 @@ def _take(inbox: queue.SimpleQueue[Frame], *, wait: bool) -> list[Frame]:
     return frames
 
 
-def _obey(backend: Backend, frame: Frame) -> Frame | None:
+def _obey(backend: Backend, frame: Frame) -> list[Frame]:
+    """Do what a frame says; the frames that answer it at once."""
     key: int = frame["key"]
-    if frame["do"] == "abort":
-        backend.abort(key)
-        return None
     try:
-        backend.add(key, _request(frame))
+        match frame["do"]:
+            case "abort":
+                backend.abort(key)
+            case "add":
+                backend.add(key, _request(frame))
+            case "load":
+                backend.load_adapter(frame["name"], frame["folder"])
+                return [_step_frame(key, Delta((), "stop"))]
+            case _:
+                gone = UserError(f"adapter `{frame['name']}` was unloaded")
+                ended = backend.unload_adapter(frame["name"])
+                return [
+                    _step_frame(key, Delta((), "stop")),
+                    *[_refusal(one, gone) for one in ended],
+                ]
     except DialoopError as error:
-        return _refusal(key, error)
-    return None
+        return [_refusal(key, error)]
+    return []
 
 
 def _request(frame: Frame) -> Request:
     sampling: dict[str, Any] = frame["sampling"]
-    return Request(tuple(frame["prompt_ids"]), Sampling(**sampling), tuple(frame["stop_ids"]))
+    bias = tuple((token, value) for token, value in sampling.pop("logit_bias"))
+    return Request(
+        tuple(frame["prompt_ids"]),
+        Sampling(**sampling, logit_bias=bias),
+        tuple(frame["stop_ids"]),
+        frame["schema"],
+        frame["adapter"],
+    )
 
 
 def _step_frame(key: int, item: Delta | DialoopError) -> Frame:
     if isinstance(item, DialoopError):
         return _refusal(key, item)
-    return {"is": "delta", "key": key, "ids": item.ids, "finish": item.finish}
+    frame = {"is": "delta", "key": key, "ids": item.ids, "finish": item.finish}
+    if item.logprobs:
+        frame["logprobs"] = [(one.logprob, one.top) for one in item.logprobs]
+    return frame
+
+
+def delta(frame: Frame) -> Delta:
+    """What a delta's frame says."""
+    told = [
+        TokenLogprob(logprob, tuple((token, value) for token, value in top))
+        for logprob, top in frame.get("logprobs", ())
+    ]
+    return Delta(tuple(frame["ids"]), frame["finish"], tuple(told))
 
 
 def _refusal(key: int, error: DialoopError) -> Frame:

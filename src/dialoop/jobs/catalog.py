@@ -138,6 +138,12 @@ CATALOG: dict[str, JobKind] = {
         summary="merge an adapter into its base, and check that both agree",
         group="Use",
     ),
+    "quantize": JobKind(
+        spec="dialoop.quantize.spec:QuantizeJob",
+        run="dialoop.quantize.run:run",
+        summary="a model's weights in fewer bits, checked against the model",
+        group="Use",
+    ),
     "evaluate": JobKind(
         spec="dialoop.evaluate.spec:EvaluateJob",
         run="dialoop.evaluate.run:run",

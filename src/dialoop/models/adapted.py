@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from dialoop.models.quantized_layer import QuantizedLinear
+
 PLAIN = frozenset({torch.float32, torch.bfloat16, torch.float16})
 """Types of a weight that can be computed with as it is; anything else is quantised."""
 
@@ -289,6 +291,8 @@ def is_linear(module: nn.Module) -> bool:
 
 def dense_weight(linear: nn.Module) -> Tensor:
     """The weight (E, D) of any linear layer, float32; of a quantised one, what it computes with."""
+    if isinstance(linear, QuantizedLinear):
+        return linear.dense()
     tensors = dict(linear.named_parameters()) | dict(linear.named_buffers())
     weight = tensors.get("weight")
     if weight is not None and weight.dtype in PLAIN:

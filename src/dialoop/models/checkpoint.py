@@ -28,6 +28,8 @@ class Entry:
     name: str
     shape: tuple[int, ...]
     num_bytes: int
+    dtype: str = ""
+    """As safetensors names it: `BF16`, `I32`, ..."""
 
     @property
     def num_elements(self) -> int:
@@ -104,7 +106,12 @@ def entries(file: Path) -> list[Entry]:
             ) from error
     header.pop("__metadata__", None)
     found = [
-        Entry(name, tuple(item["shape"]), item["data_offsets"][1] - item["data_offsets"][0])
+        Entry(
+            name,
+            tuple(item["shape"]),
+            item["data_offsets"][1] - item["data_offsets"][0],
+            item["dtype"],
+        )
         for name, item in header.items()
     ]
     expected = 8 + length + sum(entry.num_bytes for entry in found)

@@ -22,14 +22,8 @@ if TYPE_CHECKING:
 
 Quantization = Literal["nf4"]
 _MODELS = {"tokens": "a language model", "score": "a model that scores", "none": "an encoder"}
-PACKAGES = {
-    "bitsandbytes": ("bitsandbytes", "accelerate"),
-    "gptq": ("gptqmodel", "optimum", "accelerate"),
-    "awq": ("gptqmodel", "accelerate"),
-    "fp8": ("accelerate",),
-    "compressed-tensors": ("compressed_tensors", "accelerate"),
-}
-"""What transformers 5.17 needs beside itself for weights that are quantized already."""
+BITSANDBYTES = ("bitsandbytes", "accelerate")
+"""What 4-bit weights of bitsandbytes need; the other formats are read by ourselves."""
 
 
 def load_model(
@@ -86,19 +80,23 @@ def load_model(
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     kind = torch_dtype(dtype, device)
     method = quantized_by(folder)
-    if method is not None:
-        _refuse_lacking(folder, method, device)
-    elif quantization == "nf4":
+    if method is not None and method != "bitsandbytes":
+        from dialoop.models.stored import stored_config  # noqa: PLC0415 - loads transformers
+
+        options |= {"quantization_config": stored_config(folder, method)}
+    elif method is not None or quantization == "nf4":
+        _refuse_lacking_bitsandbytes()
+    if quantization == "nf4" and method is None:
         options |= {"quantization_config": _nf4(kind, head)}
-    is_quantized = method is not None or quantization is not None
-    if is_quantized:
+    by_bitsandbytes = method == "bitsandbytes" or (method is None and quantization is not None)
+    if by_bitsandbytes:
         options |= {"device_map": {"": device.torch_name}}
     elif weightless:
         options |= {"device_map": "meta"}
     if num_scores is not None:
         options |= {"num_labels": num_scores}
     model = _from_pretrained(folder, kind, head, options)
-    if not (is_quantized or weightless):
+    if not (by_bitsandbytes or weightless):
         model = _to_device(model, device)
     return model.eval()
 
@@ -176,6 +174,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
 def _from_pretrained(
     folder: Path, kind: torch.dtype, head: Head, options: dict[str, Any]
 ) -> PreTrainedModel:
+
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -183,6 +182,8 @@ def _from_pretrained(
         AutoModelForSequenceClassification,
     )
     from transformers.utils import logging
+
+    from dialoop.models.stored import StoredConfig  # noqa: PLC0415 - loads transformers
 
     classes: dict[Head, Any] = {
         "tokens": AutoModelForCausalLM,
@@ -198,6 +199,8 @@ def _from_pretrained(
     logging.set_verbosity_error()  # what is missing is refused below, in words
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **sized)
+        if isinstance(options.get("quantization_config"), StoredConfig):
+            delattr(config, "quantization_config")  # ours reads the layers in its place
         loaded: Any = classes[head].from_pretrained(
             folder,
             config=config,
@@ -263,36 +266,18 @@ def _no_memory(folder: Path) -> MachineError:
     )
 
 
-def _refuse_lacking(folder: Path, method: str, device: Device) -> None:
-    """Tell what this machine lacks for quantized weights, before transformers finds out."""
-    if method not in PACKAGES:
-        raise UserError(
-            f"`{folder}` is quantized by `{method}`, which is not supported",
-            hint=f"give a checkpoint in full, or quantized by {', '.join(PACKAGES)}",
-        )
-    lacking = [package for package in PACKAGES[method] if find_spec(package) is None]
+def _refuse_lacking_bitsandbytes() -> None:
+    lacking = [package for package in BITSANDBYTES if find_spec(package) is None]
     if lacking:
-        names = [package.replace("_", "-") for package in lacking]
         raise MachineError(
-            f"`{folder}` is quantized by `{method}`, which needs {', '.join(names)}",
-            hint=f"pip install {' '.join(names)}",
-        )
-    if method == "fp8" and device.kind == "cpu":
-        raise MachineError(
-            f"`{folder}` is quantized to FP8, which `{device.torch_name}` does not compute",
-            hint="use a GPU of compute capability 8.9 or more, or the checkpoint in full",
+            f"4-bit weights need {' and '.join(lacking)}, which this machine lacks",
+            hint="pip install 'dialoop[qlora]'",
         )
 
 
 def _nf4(compute: torch.dtype, head: Head) -> Any:
     from transformers import BitsAndBytesConfig
 
-    for package in ("bitsandbytes", "accelerate"):
-        if find_spec(package) is None:
-            raise MachineError(
-                f"4-bit weights need the package `{package}`, which is not installed",
-                hint="pip install 'dialoop[qlora]'",
-            )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -114,13 +114,18 @@ def complete(folder: Path, *, base: Path, adapter: Path) -> None:
     for file in (name for name in embeddings.FILES if (adapter / name).is_file()):
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(adapter / file, folder / file)
-    for source in (base, adapter):
-        for pattern in COMPANIONS:
-            for file in source.glob(pattern):
-                shutil.copyfile(file, folder / file.name)
+    copy_companions(folder, base, adapter)
     write_remote_code(folder, checkpoint.read_json(folder / "config.json")["model_type"])
     facts = {"path": str(adapter), "sha256": sha256(adapter / "adapter_model.safetensors")}
     lineage.record(folder, base=base, made_by="merge", adapter=facts)
+
+
+def copy_companions(folder: Path, *sources: Path) -> None:
+    """Copy tokenizer, template, generation config and licence; a later source wins."""
+    for source in sources:
+        for pattern in COMPANIONS:
+            for file in source.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
 
 
 def checkpoint_dtype(folder: Path) -> Dtype:

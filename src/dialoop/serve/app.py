@@ -13,19 +13,22 @@ import time
 import uuid
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialoop.core.errors import DialoopError
-from dialoop.engines.text import Piece, stream
-from dialoop.serve.failure import ApiError, from_error
+from dialoop.chat.template import Template
+from dialoop.core.errors import DialoopError, UserError
+from dialoop.models.load import text_folder
+from dialoop.serve.answer import Part, parts
+from dialoop.serve.failure import ApiError, bad, from_error
 from dialoop.serve.http import Gone, Reply, read_json, until_gone
 from dialoop.serve.metrics import ServerMetrics
-from dialoop.serve.openai import Generation, Limits, Writer, read_chat, read_text, usage
+from dialoop.serve.openai import Generation, Limits, read_chat, read_text
+from dialoop.serve.writer import Choice, Writer, usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from dialoop.chat.template import Template
     from dialoop.engines import Engine
     from dialoop.serve.http import Receive, Scope, Send
 
@@ -45,6 +48,8 @@ class AppSettings:
     api_key: str | None
     max_open: int
     """Generations that may run and wait together."""
+    may_load_adapters: bool = False
+    """Whether clients may load and unload adapters."""
 
 
 class App:
@@ -67,9 +72,9 @@ class App:
         self._idle.set()
         self._is_draining = False
         self.metrics = ServerMetrics()
+        self._adapters: dict[str, Template] = {}
         self._gets: dict[str, Callable[[Reply], Awaitable[None]]] = {
             "/v1/models": self._models,
-            f"/v1/models/{settings.model}": self._model,
             "/health": self._ready,
             "/health/ready": self._ready,
             "/ready": self._ready,
@@ -77,7 +82,14 @@ class App:
             "/live": self._live,
             "/metrics": self._metrics,
         }
-        self._posts = {"/v1/chat/completions": read_chat, "/v1/completions": read_text}
+        self._reads = {"/v1/chat/completions": read_chat, "/v1/completions": read_text}
+        self._posts: dict[str, Callable[[str, Receive, Reply], Awaitable[None]]] = {}
+        self._posts |= dict.fromkeys(self._reads, self._generate)
+        if settings.may_load_adapters:
+            self._posts |= {
+                "/v1/load_lora_adapter": self._load_adapter,
+                "/v1/unload_lora_adapter": self._unload_adapter,
+            }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; what ASGI calls."""
@@ -119,11 +131,14 @@ class App:
         if method == "GET" and path in self._gets:
             await self._gets[path](reply)
         elif method == "POST" and path in self._posts:
-            await self._generate(path, receive, reply)
+            await self._posts[path](path, receive, reply)
         elif path in self._gets or path in self._posts:
             raise ApiError(405, f"{method} is not allowed on {path}")
         elif path.startswith("/v1/models/"):
             name = path.removeprefix("/v1/models/")
+            if method == "GET" and name in self._names():
+                await reply.json(self._card(name))
+                return
             raise ApiError(404, f"model `{name}` is not served here", code="model_not_found")
         else:
             raise ApiError(404, f"nothing is served at {path}")
@@ -137,14 +152,50 @@ class App:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     async def _models(self, reply: Reply) -> None:
-        await reply.json({"object": "list", "data": [self._card()]})
+        await reply.json({"object": "list", "data": [self._card(name) for name in self._names()]})
 
-    async def _model(self, reply: Reply) -> None:
-        await reply.json(self._card())
+    def _names(self) -> tuple[str, ...]:
+        """The model and the adapters on it."""
+        return (self._settings.model, *self._adapters)
 
-    def _card(self) -> dict[str, Any]:
-        facts = {"id": self._settings.model, "object": "model", "created": self._created}
-        return facts | {"owned_by": "dialoop", "max_model_len": self._engine.info.max_length}
+    def _card(self, name: str) -> dict[str, Any]:
+        facts = {"id": name, "object": "model", "created": self._created, "owned_by": "dialoop"}
+        if name in self._adapters:
+            facts["parent"] = self._settings.model
+        return facts | {"max_model_len": self._engine.info.max_length}
+
+    def add_adapter(self, name: str, template: Template) -> None:
+        """Answer requests for this name by an adapter that the engine has loaded.
+
+        Raises:
+            UserError: the name is the model's own.
+        """
+        if name == self._settings.model:
+            raise UserError(f"`{name}` is the name of the model", hint="choose another name")
+        self._adapters[name] = template
+
+    async def _load_adapter(self, path: str, receive: Receive, reply: Reply) -> None:
+        """As vLLM has it: a name, and a folder on the server's machine."""
+        name, folder = _texts(await read_json(receive), "lora_name", "lora_path")
+        if name in self._names():
+            raise ApiError(400, f"lora_name: `{name}` is served already", param="lora_name")
+        try:
+            template = await asyncio.to_thread(_template, Path(folder))
+            await self._engine.load_adapter(name, Path(folder))
+        except UserError as error:
+            raise bad("lora_path", Exception.__str__(error)) from error
+        self.add_adapter(name, template)
+        log.info("%s: adapter `%s` from `%s`", path, name, folder)
+        await reply.json(self._card(name))
+
+    async def _unload_adapter(self, path: str, receive: Receive, reply: Reply) -> None:
+        (name,) = _texts(await read_json(receive), "lora_name")
+        if name not in self._adapters:
+            raise ApiError(404, f"no adapter `{name}` is served here", code="model_not_found")
+        del self._adapters[name]
+        await self._engine.unload_adapter(name)
+        log.info("%s: adapter `%s`", path, name)
+        await reply.json({"id": name, "object": "model", "deleted": True})
 
     async def _live(self, reply: Reply) -> None:
         await reply.json({"status": "alive"})
@@ -183,12 +234,15 @@ class App:
             raise ApiError(503, "the server is shutting down", retry_after_s=2)
         began = time.monotonic()
         body = await read_json(receive)
-        limits = Limits(self._engine.info.max_length, self._settings.model)
-        generation = self._posts[path](body, self._template, limits)
+        model = self._settings.model
+        adapter = next((name for name in self._adapters if name == body.get("model")), None)
+        template = self._adapters.get(adapter or "", self._template)
+        limits = Limits(self._engine.info.max_length, adapter or model, adapter, self._names())
+        generation = self._reads[path](body, template, limits)
         self._enter(len(generation.requests))
         try:
             name = uuid.uuid4().hex[:24]
-            writer = Writer.of(generation.kind, name, self._settings.model)
+            writer = Writer.of(generation.kind, name, limits.model, template.tokenizer)
             write = self._stream if generation.is_stream else self._whole
             await _unless_gone(write(generation, writer, reply, began), receive)
         finally:
@@ -218,33 +272,40 @@ class App:
     async def _whole(
         self, generation: Generation, writer: Writer, reply: Reply, began: float
     ) -> None:
-        texts = list(generation.echoes)
-        finishes = [""] * len(texts)
-        counts = [0] * len(texts)
-        async with aclosing(self._pieces(generation, began)) as pieces:
-            async for n, piece in pieces:
-                texts[n] += piece.text
-                counts[n] = piece.num_tokens
-                finishes[n] = piece.finish or ""
+        tells = generation.requests[0].sampling.logprobs is not None
+        choices = [Choice(echo, logprobs=[] if tells else None) for echo in generation.echoes]
+        counts = [0] * len(choices)
+        async with aclosing(self._parts(generation, writer, began)) as incoming:
+            async for n, part in incoming:
+                choice = choices[n]
+                choice.text += part.text
+                choice.calls += [(_call_id(), call) for call in part.calls]
+                if choice.logprobs is not None:
+                    choice.logprobs += part.logprobs
+                counts[n] = part.num_tokens
+                choice.finish = part.finish or ""
         self._count(generation, counts)
         totals = usage(generation.num_prompt_tokens, sum(counts))
         took = f"{1000 * (time.monotonic() - began):.0f}".encode()
-        whole = writer.whole(list(zip(texts, finishes, strict=True)), totals)
+        whole = writer.whole(choices, totals)
         await reply.json(whole, 200, (b"openai-processing-ms", took))
 
     async def _stream(
         self, generation: Generation, writer: Writer, reply: Reply, began: float
     ) -> None:
         counts = [0] * len(generation.requests)
-        async with aclosing(self._pieces(generation, began)) as pieces:
-            first = await anext(pieces)  # an error before it is still a plain HTTP error
+        num_calls = [0] * len(counts)
+        async with aclosing(self._parts(generation, writer, began)) as incoming:
+            first = await anext(incoming)  # an error before it is still a plain HTTP error
             await reply.start_events()
             for n, echo in enumerate(generation.echoes):
                 if echo or generation.kind == "chat":
-                    await reply.event(writer.chunk(n, echo, None, first=True))
-            await self._send_piece(first, writer, reply, counts)
-            async for item in pieces:
-                await self._send_piece(item, writer, reply, counts)
+                    await reply.event(writer.opening(n, echo))
+            await _send(first, writer, reply, num_calls)
+            counts[first[0]] = first[1].num_tokens
+            async for n, part in incoming:
+                await _send((n, part), writer, reply, num_calls)
+                counts[n] = part.num_tokens
         self._count(generation, counts)
         if generation.has_usage:
             totals = usage(generation.num_prompt_tokens, sum(counts))
@@ -252,33 +313,22 @@ class App:
         await reply.raw(b"data: [DONE]\n\n")
         await reply.end()
 
-    async def _send_piece(
-        self, item: tuple[int, Piece], writer: Writer, reply: Reply, counts: list[int]
-    ) -> None:
-        n, piece = item
-        counts[n] = piece.num_tokens
-        if piece.text:
-            await reply.event(writer.chunk(n, piece.text, None, first=False))
-        if piece.finish:
-            await reply.event(writer.chunk(n, None, piece.finish, first=False))
-
     def _count(self, generation: Generation, counts: list[int]) -> None:
         self.metrics.prompt_tokens.inc(generation.num_prompt_tokens)
         self.metrics.generated_tokens.inc(sum(counts))
 
-    async def _pieces(
-        self, generation: Generation, began: float
-    ) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Pieces of all choices as they come; closing it aborts every choice."""
-        queue: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+    async def _parts(
+        self, generation: Generation, writer: Writer, began: float
+    ) -> AsyncGenerator[tuple[int, Part], None]:
+        """Parts of all choices as they come; closing it aborts every choice."""
+        queue: asyncio.Queue[tuple[int, Part] | Exception] = asyncio.Queue()
 
         async def pump(n: int) -> None:
-            request = generation.requests[n]
-            pieces = stream(self._engine, self._template.tokenizer, request, generation.stops)
+            incoming = parts(self._engine, writer.tokenizer, generation, n)
             try:
-                async with aclosing(pieces):
-                    async for piece in pieces:
-                        queue.put_nowait((n, piece))
+                async with aclosing(incoming):
+                    async for part in incoming:
+                        queue.put_nowait((n, part))
             except Exception as error:  # noqa: BLE001  handed on to the reader below
                 queue.put_nowait(error)
 
@@ -298,6 +348,35 @@ class App:
                     has_begun = True
                 num_left -= item[1].finish is not None
                 yield item
+
+
+async def _send(item: tuple[int, Part], writer: Writer, reply: Reply, num_calls: list[int]) -> None:
+    """The events of one part."""
+    n, part = item
+    if part.text or part.logprobs:
+        await reply.event(writer.text_chunk(n, part.text, part.logprobs))
+    for call in part.calls:
+        await reply.event(writer.call_chunk(n, num_calls[n], _call_id(), call))
+        num_calls[n] += 1
+    if part.finish:
+        await reply.event(writer.end_chunk(n, part.finish))
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def _texts(body: dict[str, Any], *names: str) -> list[str]:
+    """Fields of an order that must all be there, and no others."""
+    if unknown := body.keys() - set(names):
+        raise bad(min(unknown), "unknown parameter")
+    if missing := [name for name in names if not isinstance(body.get(name), str)]:
+        raise bad(missing[0], "a text is required")
+    return [body[name] for name in names]
+
+
+def _template(folder: Path) -> Template:
+    return Template.from_folder(text_folder(folder))
 
 
 async def _unless_gone(work: Awaitable[None], receive: Receive) -> None:

@@ -29,7 +29,7 @@ from dialoop.engines.text import complete
 from dialoop.models import checkpoint
 from dialoop.models.load import base_of
 from dialoop.serve.model import OpenModel, open_model
-from dialoop.serve.openai import usage
+from dialoop.serve.writer import usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

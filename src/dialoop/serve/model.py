@@ -30,6 +30,8 @@ class OpenModel:
     folder: Path
     engine: Engine
     template: Template
+    adapters: dict[str, Template]
+    """Templates of the adapters that are loaded, by name."""
 
 
 async def open_model(
@@ -45,9 +47,13 @@ async def open_model(
     folder = await asyncio.to_thread(resolve, reference, emit)
     engine = await asyncio.to_thread(open_engine, folder, settings, emit)
     template = Template.from_folder(text_folder(folder))
+    adapters = {
+        name: Template.from_folder(text_folder(Path(own)))
+        for name, own in settings.adapters.items()
+    }
     emit(Stage("load the model"))
     await engine.start()
-    return OpenModel(_name(reference, folder), folder, engine, template)
+    return OpenModel(_name(reference, folder), folder, engine, template, adapters)
 
 
 def _name(reference: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""OpenAI's requests read and checked, and its responses written.
+"""OpenAI's requests for text, read and checked.
 
 A field is obeyed, or it asks for what happens anyway, or the request is refused with status 400 and
 the field's name: nothing is ignored in silence. Field names: the OpenAI API reference of 2026.
@@ -6,22 +6,26 @@ the field's name: nothing is ignored in silence. Field names: the OpenAI API ref
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from dialoop.chat.message import Message, from_openai
 from dialoop.core.errors import UserError
 from dialoop.engines import Request, Sampling
+from dialoop.serve import fields
 from dialoop.serve.failure import ApiError, bad
+from dialoop.serve.tools import read_calling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dialoop.chat.calls import CallSyntax
     from dialoop.chat.template import Template
+    from dialoop.serve.tools import Calling
+    from dialoop.serve.writer import Kind
 
 Json = dict[str, Any]
-Kind = Literal["chat", "text"]
 
 _SHARED = {
     "model",
@@ -36,23 +40,20 @@ _SHARED = {
     "n",
     "presence_penalty",
     "frequency_penalty",
+    "logit_bias",
+    "logprobs",
 }
 _OBEYED: dict[Kind, set[str]] = {
-    "chat": _SHARED | {"messages", "max_completion_tokens"},
+    "chat": _SHARED
+    | {"messages", "max_completion_tokens", "top_logprobs", "response_format"}
+    | {"tools", "tool_choice", "parallel_tool_calls"},
     "text": _SHARED | {"prompt", "echo"},
 }
 _INFORMATION = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 """Fields that are about the request and ask for nothing."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -71,6 +72,10 @@ class Limits:
     """Prompt and answer together, in tokens."""
     model: str
     """The name that clients ask for."""
+    adapter: str | None = None
+    """The engine's name of the adapter that this model is; None for the model itself."""
+    known: tuple[str, ...] = ()
+    """All names that are served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,12 @@ class Generation:
     """Whether a stream ends with a chunk that counts tokens."""
     num_choices: int
     """By prompt."""
+    syntax: CallSyntax | None = None
+    """How tool calls are written in the answer; None where none are looked for."""
+    opening: str = ""
+    """Text that the prompt ends in and the answer's first call begins with."""
+    is_single: bool = False
+    """Whether an answer ends with its first call."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -103,11 +114,25 @@ def read_chat(body: Json, template: Template, limits: Limits) -> Generation:
         ApiError: a field is wrong or asks for what is not offered.
     """
     _check_fields("chat", body, limits)
-    prompt = _chat_ids(_messages(body.get("messages")), template)
-    wanted = _integer(body, "max_completion_tokens", 1, None)
+    calling = read_calling(body, template)
+    schema = fields.schema(body.get("response_format"))
+    if calling and schema:
+        raise bad("response_format", "not together with `tools`: set `tool_choice` to `none`")
+    prompt = _chat_ids(_messages(body.get("messages")), template, calling)
+    wanted = fields.integer(body, "max_completion_tokens", 1, None)
     if wanted is None:
-        wanted = _integer(body, "max_tokens", 1, None)
-    return _generation("chat", body, [(tuple(prompt), "")], wanted, template, limits)
+        wanted = fields.integer(body, "max_tokens", 1, None)
+    told = fields.chat_logprobs(body)
+    sampling = _sampling(body, template, told)
+    schema = schema or (calling.schema if calling else None)
+    asked = Request(
+        tuple(prompt), sampling, template.stop_ids, json.dumps(schema) if schema else None
+    )
+    found = _generation("chat", body, [(asked, "")], wanted, limits)
+    if calling is None:
+        return found
+    opening = calling.syntax.begin if calling.schema else ""
+    return replace(found, syntax=calling.syntax, opening=opening, is_single=calling.is_single)
 
 
 def read_text(body: Json, template: Template, limits: Limits) -> Generation:
@@ -117,13 +142,14 @@ def read_text(body: Json, template: Template, limits: Limits) -> Generation:
         ApiError: a field is wrong or asks for what is not offered.
     """
     _check_fields("text", body, limits)
-    wanted = _integer(body, "max_tokens", 1, None) or 16  # OpenAI's default for this endpoint
-    echo = _flag(body, "echo")
+    wanted = fields.integer(body, "max_tokens", 1, None) or 16  # OpenAI's default for this endpoint
+    echo = fields.flag(body, "echo")
+    sampling = _sampling(body, template, fields.text_logprobs(body))
     prompts = [
-        (ids, template.tokenizer.decode(ids) if echo else "")
+        (Request(ids, sampling, template.stop_ids), template.tokenizer.decode(ids) if echo else "")
         for ids in _prompts(body.get("prompt"), template)
     ]
-    return _generation("text", body, prompts, wanted, template, limits)
+    return _generation("text", body, prompts, wanted, limits)
 
 
 def _check_fields(kind: Kind, body: Json, limits: Limits) -> None:
@@ -143,9 +169,10 @@ def _check_fields(kind: Kind, body: Json, limits: Limits) -> None:
     if not isinstance(model, str):
         raise bad("model", "the name of a model is required")
     if model != limits.model:
+        known = ", ".join(limits.known or (limits.model,))
         raise ApiError(
             404,
-            f"model `{model}` is not served here (known: {limits.model})",
+            f"model `{model}` is not served here (known: {known})",
             param="model",
             code="model_not_found",
         )
@@ -165,9 +192,12 @@ def _messages(raw: Any) -> list[Message]:
     return messages
 
 
-def _chat_ids(messages: list[Message], template: Template) -> list[int]:
+def _chat_ids(messages: list[Message], template: Template, calling: Calling | None) -> list[int]:
     try:
-        return template.prompt_ids(messages)
+        ids = template.prompt_ids(messages, calling.tools if calling else ())
+        if calling and calling.schema and calling.syntax.begin:
+            ids += template.tokenizer.encode_after(calling.syntax.begin)
+        return ids
     except UserError as error:
         raise _from_user(error, "messages") from error
 
@@ -211,38 +241,30 @@ def _text_ids(text: str, template: Template) -> tuple[int, ...]:
 def _generation(
     kind: Kind,
     body: Json,
-    prompts: Sequence[tuple[tuple[int, ...], str]],
+    prompts: Sequence[tuple[Request, str]],
     wanted: int | None,
-    template: Template,
     limits: Limits,
 ) -> Generation:
-    num = _integer(body, "n", 1, _MAX_CHOICES) or 1
+    num = fields.integer(body, "n", 1, _MAX_CHOICES) or 1
     requests: list[Request] = []
-    for ids, _ in prompts:
-        room = _room(len(ids), wanted, limits)
+    for asked, _ in prompts:
+        room = _room(len(asked.prompt_ids), wanted, limits)
+        seed = asked.sampling.seed
         for choice in range(num):
-            sampling = _sampling(body, room, choice)
-            requests.append(Request(ids, sampling, template.stop_ids))
-    is_stream = _flag(body, "stream")
+            # choices of one request must differ, and be the same again for the same seed
+            own = None if seed is None else (seed + choice) % 2**63
+            sampling = replace(asked.sampling, max_tokens=room, seed=own)
+            requests.append(replace(asked, sampling=sampling, adapter=limits.adapter))
+    is_stream = fields.flag(body, "stream")
     return Generation(
         kind=kind,
         requests=tuple(requests),
         echoes=tuple(echo for _, echo in prompts for _ in range(num)),
-        stops=_stops(body.get("stop")),
+        stops=fields.stops(body.get("stop")),
         is_stream=is_stream,
-        has_usage=_has_usage(body.get("stream_options"), is_stream=is_stream),
+        has_usage=fields.has_usage(body.get("stream_options"), is_stream=is_stream),
         num_choices=num,
     )
-
-
-def _has_usage(options: Any, *, is_stream: bool) -> bool:
-    if options is None:
-        return False
-    if not isinstance(options, dict) or not cast("Json", options).keys() <= {"include_usage"}:
-        raise bad("stream_options", "only `include_usage` is known")
-    if not is_stream:
-        raise bad("stream_options", "only with `stream`")
-    return _flag(cast("Json", options), "include_usage")
 
 
 def _room(num_prompt: int, wanted: int | None, limits: Limits) -> int:
@@ -259,117 +281,16 @@ def _room(num_prompt: int, wanted: int | None, limits: Limits) -> int:
     return wanted or left
 
 
-def _sampling(body: Json, max_tokens: int, choice: int) -> Sampling:
-    seed = _integer(body, "seed", -(2**63), 2**63 - 1)
+def _sampling(body: Json, template: Template, told: int | None) -> Sampling:
+    """How tokens are chosen, but for how many."""
     return Sampling(
-        max_tokens=max_tokens,
-        temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
-        top_p=_number(body, "top_p", 1.0, 1e-9, 1.0),
-        top_k=_integer(body, "top_k", 0, None) or 0,
-        presence_penalty=_number(body, "presence_penalty", 0.0, -2.0, 2.0),
-        frequency_penalty=_number(body, "frequency_penalty", 0.0, -2.0, 2.0),
-        # choices of one request must differ, and be the same again for the same seed
-        seed=None if seed is None else (seed + choice) % 2**63,
+        max_tokens=1,
+        temperature=fields.number(body, "temperature", 1.0, 0.0, 2.0),
+        top_p=fields.number(body, "top_p", 1.0, 1e-9, 1.0),
+        top_k=fields.integer(body, "top_k", 0, None) or 0,
+        presence_penalty=fields.number(body, "presence_penalty", 0.0, -2.0, 2.0),
+        frequency_penalty=fields.number(body, "frequency_penalty", 0.0, -2.0, 2.0),
+        seed=fields.integer(body, "seed", -(2**63), 2**63 - 1),
+        logit_bias=fields.logit_bias(body.get("logit_bias"), template.tokenizer.vocab_size),
+        logprobs=told,
     )
-
-
-def _stops(raw: Any) -> tuple[str, ...]:
-    items: Any = [raw] if isinstance(raw, str) else raw or []
-    if not isinstance(items, list) or not all(
-        isinstance(item, str) and item for item in cast("list[Any]", items)
-    ):
-        raise bad("stop", "a text or a list of texts is required, none of them empty")
-    if len(cast("list[Any]", items)) > 16:
-        raise bad("stop", "at most 16 texts")
-    return tuple(cast("list[str]", items))
-
-
-def _number(body: Json, name: str, default: float, low: float, high: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise bad(name, f"a number from {low:g} to {high:g} is required, got {value!r}")
-    return float(value)
-
-
-def _integer(body: Json, name: str, low: int, high: int | None) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or value < low or (high is not None and value > high):
-        above = "" if high is None else f" to {high}"
-        raise bad(name, f"a whole number from {low}{above} is required, got {value!r}")
-    return value
-
-
-def _flag(body: Json, name: str) -> bool:
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise bad(name, f"true or false is required, got {value!r}")
-    return bool(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """Responses of one request."""
-
-    id: str
-    kind: Kind
-    model: str
-    created: int
-
-    @classmethod
-    def of(cls, kind: Kind, name: str, model: str) -> Writer:
-        """A writer for a request that came now."""
-        prefix = "chatcmpl" if kind == "chat" else "cmpl"
-        return cls(f"{prefix}-{name}", kind, model, int(time.time()))
-
-    def whole(self, choices: list[tuple[str, str]], usage: Json) -> Json:
-        """The response without a stream; a choice is its text and why it ended."""
-        if self.kind == "text":
-            listed = [
-                {"index": n, "text": text, "logprobs": None, "finish_reason": finish}
-                for n, (text, finish) in enumerate(choices)
-            ]
-            return self._head("text_completion") | {"choices": listed, "usage": usage}
-        listed = [
-            {
-                "index": n,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": finish,
-            }
-            for n, (text, finish) in enumerate(choices)
-        ]
-        return self._head("chat.completion") | {"choices": listed, "usage": usage}
-
-    def chunk(self, index: int, text: str | None, finish: str | None, *, first: bool) -> Json:
-        """One event of a stream."""
-        if self.kind == "text":
-            choice: Json = {"index": index, "text": text or ""}
-            choice |= {"logprobs": None, "finish_reason": finish}
-            return self._head("text_completion") | {"choices": [choice]}
-        delta: Json = {"role": "assistant", "content": ""} if first else {}
-        if text:
-            delta["content"] = text
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self._head("chat.completion.chunk") | {"choices": [choice]}
-
-    def usage_chunk(self, usage: Json) -> Json:
-        """The event that counts, last before the end."""
-        kind = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
-        return self._head(kind) | {"choices": [], "usage": usage}
-
-    def _head(self, object_name: str) -> Json:
-        head: Json = {"id": self.id, "object": object_name}
-        return head | {"created": self.created, "model": self.model}
-
-
-def usage(num_prompt: int, num_new: int) -> Json:
-    """Token counts as OpenAI spells them."""
-    return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_new,
-        "total_tokens": num_prompt + num_new,
-    }

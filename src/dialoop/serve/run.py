@@ -145,7 +145,10 @@ async def running(
         try:
             name = job.served_model_name or model.name
             limit = job.max_concurrent + job.max_waiting
-            app = App(engine, model.template, AppSettings(name, job.api_key, limit))
+            settings = AppSettings(name, job.api_key, limit, job.may_load_adapters)
+            app = App(engine, model.template, settings)
+            for adapter, template in model.adapters.items():
+                app.add_adapter(adapter, template)
             url = f"http://{_shown(job.host)}:{listening.getsockname()[1]}/v1"
             async with _listening(app, listening, engine) as has_ended:
                 yield RunningServer(url, name, engine, app, has_ended)

@@ -26,6 +26,10 @@ class ServeJob(EngineSettings, frozen=True):
     """The name that clients ask for; the folder's or the model's own name unless given."""
     api_key: str | None = None
     """The bearer token that every request to `/v1` must carry; none unless given."""
+    may_load_adapters: bool = False
+    """Let clients load and unload adapters by `POST /v1/load_lora_adapter` (`lora_name`,
+    `lora_path`) and `/v1/unload_lora_adapter`. They then name folders of this machine: set
+    `api_key`, too."""
     max_waiting: int = Field(default=256, ge=0)
     """Requests that may wait in line beyond `max_concurrent`; further ones get status 429."""
 

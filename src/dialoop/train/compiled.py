@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from dialoop.core.errors import MachineError
-from dialoop.train.kernels import attention
+from dialoop.models import attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from dialoop.core.errors import UserError
-from dialoop.models import heads, lora
+from dialoop.models import attention, heads, lora
 from dialoop.train.batch import Step, collate, label_weight
-from dialoop.train.kernels import attention
 from dialoop.train.kernels.cross_entropy import token_nll
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.train.parallel.world import World, world
 
 from dialoop.core.errors import UserError
-from dialoop.train.kernels.attention import packed_attention
+from dialoop.models.attention import packed_attention
 from dialoop.train.parallel import spans
 from dialoop.train.parallel.mesh import Mesh, layout
 from dialoop.train.parallel.methods import METHODS, Kind, choose, ulysses_size

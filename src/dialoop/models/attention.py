@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from dialoop.train.kernels.padded_attention import padded_attention
+from dialoop.models.padded_attention import padded_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable

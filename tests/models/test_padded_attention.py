@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dialoop.train.kernels.padded_attention import padded_attention
+from dialoop.models.padded_attention import padded_attention
 
 LENGTHS = (1, 7, 8, 33, 2, 1, 64, 5)
 BOUNDS = tuple(torch.tensor([0, *LENGTHS]).cumsum(0).tolist())
