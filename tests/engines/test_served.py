@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from dialoop.core.env import user_cache, variables
 from dialoop.core.errors import MachineError, UpstreamError, UserError
 from dialoop.engines import Request, Sampling, sessions, state
-from dialoop.engines.claims import Gpu, claim, claim_gpus, claim_port
+from dialoop.engines.claims import PORTS, Claim, Gpu, claim, claim_gpus, claim_port
 from dialoop.engines.external import EngineSpec, Launch
 from dialoop.engines.served import ServedEngine
 from dialoop.engines.supervisor import Patience, Program, clear_orphans
@@ -397,15 +398,15 @@ def test_another_programs_answers_are_not_taken_for_the_engines(tmp_path: Path) 
             f"runpy.run_path({SERVER!r}, run_name='__main__')\n"
         )
         engine = served(stall_s=59.0)
-        ports = iter([theirs])
+        taken = iter([theirs])
 
         def launch(port: int) -> Launch:
             return Launch((str(slow), str(port)), {})
 
-        def claimed(holder: str) -> Any:
-            first = next(ports, None)
-            found = claim(f"port-test-{first}", holder) if first else None
-            return (found, first) if found else claim_port(holder)
+        def claimed(holder: str, ports: Sequence[int] = PORTS) -> tuple[Claim, int]:
+            first = next(taken, None)
+            found = claim("port-test", holder) if first else None
+            return (found, first) if found and first else claim_port(holder, ports)
 
         engine.supervisor._program = Program("slow", sys.executable, launch, variables())
         engine.supervisor._claim_port = claimed

@@ -63,6 +63,7 @@ class Sglang:
             *("--max-running-requests", str(spec.max_concurrent), "--tp-size"),
             *(str(spec.tensor_parallel), "--sampling-defaults", "openai"),
             "--incremental-streaming-output",
+            "--constrained-json-disable-any-whitespace",
         ]
         if not spec.prefix_cache:
             arguments.append("--disable-radix-cache")

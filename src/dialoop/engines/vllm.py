@@ -26,6 +26,8 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _FORMATS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "mxfp4"})
 _CPU_HEADS = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
+_STRUCTURED = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
+"""Free white space would let a small model write nothing else until its tokens run out."""
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -106,6 +108,7 @@ class Vllm:
             "--enable-prefix-caching" if spec.prefix_cache else "--no-enable-prefix-caching",
             "--enable-chunked-prefill" if spec.chunked_prefill else "--no-enable-chunked-prefill",
             *("--logprobs-mode", "raw_logprobs", "--disable-uvicorn-access-log"),
+            *("--structured-outputs-config", _STRUCTURED),
         ]
         if not spec.chunked_prefill:
             arguments += ["--max-num-batched-tokens", str(max(2048, spec.max_length))]
