@@ -147,8 +147,15 @@ CATALOG: dict[str, JobKind] = {
     "evaluate": JobKind(
         spec="dialoop.evaluate.spec:EvaluateJob",
         run="dialoop.evaluate.run:run",
-        summary="held-out loss, answers side by side, keyword checks; a report",
+        summary="measure a model or an endpoint, alone or beside another; a report with verdicts",
         group="Use",
+    ),
+    "verify": JobKind(
+        spec="dialoop.verify.spec:VerifyJob",
+        run="dialoop.verify.run:run",
+        summary="prove that adapter, merged, quantized and served forms of a model agree",
+        group="Use",
+        positional="models",
     ),
     "chat": JobKind(
         spec="dialoop.serve.spec:ChatJob",
