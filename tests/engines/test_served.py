@@ -427,7 +427,7 @@ def test_ports_are_never_shared() -> None:
         used = other.getsockname()[1]
         first, port = claim_port("a", [used, used + 1, used + 2])
         second, another = claim_port("b", [used, used + 1, used + 2])
-        assert used < port < another
+        assert {used, port, another} == {used, used + 1, used + 2}
         with pytest.raises(MachineError, match="no port from"):
             claim_port("c", [port])
         first.release()

@@ -7,6 +7,7 @@ whatever becomes of the process that started it.
 from __future__ import annotations
 
 import fcntl
+import random
 import socket
 import subprocess
 from dataclasses import dataclass
@@ -76,12 +77,12 @@ def holder_of(name: str) -> str:
 
 
 def claim_port(holder: str, ports: Sequence[int] = PORTS) -> tuple[Claim, int]:
-    """Take a port that nothing listens on.
+    """Take a port that nothing listens on, any of them: other users' engines look here, too.
 
     Raises:
         MachineError: none is free.
     """
-    for port in ports:
+    for port in random.sample(ports, len(ports)):
         held = claim(f"port-{port}", holder)
         if held and is_free(port):
             return held, port
