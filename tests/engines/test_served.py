@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,16 @@ def test_a_prompt_without_room_is_refused() -> None:
     async def work(engine: ServedEngine):
         with pytest.raises(UserError, match="3 prompt tokens and 4094 new ones pass the limit"):
             await answer(engine, ask(4094))
+
+    run(work)
+
+
+def test_an_error_inside_a_stream_is_the_requests_or_the_engines() -> None:
+    async def work(engine: ServedEngine):
+        with pytest.raises(UserError, match="the JSON Schema cannot be kept: no such schema"):
+            await answer(engine, replace(ask(3), schema="400"))
+        with pytest.raises(UpstreamError, match=r"broke off the answer \(no such schema\)"):
+            await answer(engine, replace(ask(3), schema="500"))
 
     run(work)
 

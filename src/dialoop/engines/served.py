@@ -233,12 +233,12 @@ class ServedEngine:
         read = self._engine.reader(request)
         try:
             async with self._http.post(url + path, json=body) as response:
-                await self._refuse(response)
+                await self._refuse(response, request)
                 async for line in response.content:
                     self._heard_at = time.monotonic()
                     if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
                         continue
-                    delta = read(self._event(line))
+                    delta = read(self._event(line, request))
                     if delta is None:
                         continue
                     yield delta
@@ -248,12 +248,14 @@ class ServedEngine:
             raise self._broken(f"{type(error).__name__}: {error}") from error
         raise self._broken("its stream ended without a reason")
 
-    def _event(self, line: bytes) -> Json:
+    def _event(self, line: bytes, request: Request) -> Json:
         try:
             event: Json = orjson.loads(line[5:])
         except ValueError as error:
             raise self._broken(f"it sent no JSON: {line[:200]!r}") from error
         if "choices" not in event and "error" in event and "meta_info" not in event:
+            if _is_refusal(event["error"]):
+                raise self._refused(_message(event), request)
             raise self._broken(_message(event))
         return event
 
@@ -267,7 +269,13 @@ class ServedEngine:
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise self._broken(f"{type(error).__name__}: {error}") from error
 
-    async def _refuse(self, response: Any) -> None:
+    def _refused(self, said: str, request: Request | None) -> UserError:
+        """What the engine did not want of a request; it names the schema only by what is wrong."""
+        if request is not None and request.schema is not None:
+            return UserError(f"the JSON Schema cannot be kept: {said}")
+        return UserError(f"{self._engine.kind} refused the request: {said}")
+
+    async def _refuse(self, response: Any, request: Request | None = None) -> None:
         """Raise what the engine says instead of an answer."""
         if response.status == 200:
             return
@@ -277,7 +285,7 @@ class ServedEngine:
         except ValueError:
             said = text
         if 400 <= response.status < 500:
-            raise UserError(f"{self._engine.kind} refused the request: {said}")
+            raise self._refused(said, request)
         raise self._broken(f"status {response.status}: {said}")
 
     def _broken(self, how: str) -> UpstreamError:
@@ -309,6 +317,12 @@ class ServedEngine:
                 reason = f"has said nothing for {self._stall_s:.0f} s and was ended"
                 self._lose(UpstreamError(f"{self._engine.kind} {reason}", hint="try again"))
                 await self.supervisor.kill(reason)
+
+
+def _is_refusal(error: Any) -> bool:
+    """Whether an error inside a stream is about the request: its code is a status from 400 on."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return isinstance(code, int) and 400 <= code < 500
 
 
 def _message(body: Any) -> str:
