@@ -358,6 +358,12 @@ def test_settings_of_servers_are_refused_for_embedded_engines(checkpoint: Path) 
         open_engine(checkpoint, wanted, ignore)
 
 
+def test_settings_of_embedded_engines_are_refused_for_servers(checkpoint: Path) -> None:
+    for name in ("prefix_tokens", "max_adapters"):
+        with pytest.raises(UserError, match=f"{name}: vllm-cpu has none"):
+            open_engine(checkpoint, settings(engine="vllm-cpu", **{name: 2}), ignore)
+
+
 def test_an_interpreter_is_named_installed_or_missing(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

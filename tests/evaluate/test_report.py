@@ -148,6 +148,16 @@ def test_differences_have_verdicts_and_are_drawn() -> None:
     assert "| 0 % | 1.00 | - |" in text
 
 
+def test_scores_of_one_name_are_told_apart() -> None:
+    one = measured("a", [1.0, 2.0], [0, 1])
+    twice = (one.measured[0], one.measured[0].model_copy(update={"task": "again"}))
+    whole = result(alone=True).model_copy(
+        update={"model": one.model_copy(update={"measured": twice})}
+    )
+    names = [row.name for row in score_rows(whole)]
+    assert names == ["loss: loss", "loss: right", "again: loss", "again: right"]
+
+
 def test_only_questions_that_both_answered_are_compared() -> None:
     before, after = measured("a", [1.0, 2.0], [0, 1, 1]), measured("b", [1.0, 2.0], [0])
     assert [c.pairs for c in compared(after, before)] == [2, 1]

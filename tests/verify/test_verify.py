@@ -57,6 +57,25 @@ def test_equal_folders_agree(folder: Path, tmp_path: Path) -> None:
     assert "Ids sent: " + " ".join(map(str, result.sent[0].prompt_ids)) in page
 
 
+def test_an_adapter_agrees_with_its_merged_form_and_not_with_its_base(
+    folder: Path, tmp_path: Path
+) -> None:
+    from tests.models.conftest import peft_adapter
+
+    from dialoop.models.merge import run as merge
+    from dialoop.models.spec import MergeJob
+
+    adapter = peft_adapter(folder / "one", tmp_path / "adapter")
+    merge(MergeJob(model=str(adapter), output=tmp_path / "merged"), ignore)
+    result = run(job(adapter, tmp_path / "merged"), ignore)
+    assert (result.reference_kind, result.forms[0].kind) == ("adapter", "whole")
+    assert result.forms[0].num_same == 7
+    worst = [d.max_nats for d in result.forms[0].dialogues if d.max_nats is not None]
+    assert 0 < max(worst) <= 1e-4  # float32, the bar for merged against unmerged
+    with pytest.raises(UserError, match="nats at a first token"):
+        run(job(adapter, folder / "one"), ignore)
+
+
 def test_other_weights_are_an_error_and_still_reported(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"differs from .* nats at a first token, and 0\.25 are"):
         run(job(folder / "one", folder / "other", output=tmp_path / "out"), ignore)

@@ -37,6 +37,11 @@ def prepare_external(
         MachineError: the engine, or a GPU, is not here.
     """
     engine = EXTERNALS[settings.engine]
+    for name in ("prefix_tokens", "max_adapters"):
+        if name in settings.model_fields_set:
+            raise UserError(
+                f"{name}: {engine.kind} has none", hint="see --external.prefix_cache, .max_adapters"
+            )
     default = read_lora(model.name, model) if checkpoint.is_adapter(model) else None
     base = base_of(model) if default else model
     checkpoint.check(base)

@@ -234,6 +234,7 @@ class ScoreRow(BaseModel, frozen=True):
 
     task: str
     name: str
+    """After its task's where several tasks have such a score."""
     unit: str
     values: tuple[str, ...]
     """With the 95 % interval in brackets; `-` where a checkpoint has none."""
@@ -271,12 +272,14 @@ def compared(model: Checkpoint, before: Checkpoint) -> tuple[Comparison, ...]:
 def score_rows(result: EvaluateResult) -> list[ScoreRow]:
     """The scores side by side, in the order they were measured."""
     rows: list[ScoreRow] = []
+    names = [score.name for part in result.model.measured for score in part.scores]
     for part in result.model.measured:
         for score in part.scores:
             parts = [c.task(part.task) for c in result.checkpoints]
             scores = [m.score(score.name) if m else None for m in parts]
             comparison = result.comparison(part.task, score.name)
-            rows.append(_score_row(part.task, score, scores, comparison))
+            shown = score.name if names.count(score.name) == 1 else f"{part.task}: {score.name}"
+            rows.append(_score_row(part.task, shown, score, scores, comparison))
     return rows
 
 
@@ -328,7 +331,11 @@ def _arrays(observed: Sequence[Observed]) -> tuple[Array, Array]:
 
 
 def _score_row(
-    task: str, score: Score, scores: Sequence[Score | None], comparison: Comparison | None
+    task: str,
+    name: str,
+    score: Score,
+    scores: Sequence[Score | None],
+    comparison: Comparison | None,
 ) -> ScoreRow:
     known = [s for s in scores if s is not None]
     largest = score.best or max(abs(s.high if s.high is not None else s.value) for s in known) or 1
@@ -340,7 +347,7 @@ def _score_row(
         change = f"{_percent(before, after)} ({verdict}{sure})"
     return ScoreRow(
         task=task,
-        name=score.name,
+        name=name,
         unit=score.unit,
         values=tuple(_written(s) for s in scores),
         bars=tuple(_bar(s, largest) for s in scores),
