@@ -72,13 +72,16 @@ class TestVllmCpu(EngineContract):
         assert plain == expected(checkpoint, PROMPTS[0], 16)
 
 
+def client_of(url: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0)
+
+
 def test_the_server_answers_the_openai_client(runner: asyncio.Runner, checkpoint: Path) -> None:
     fields = {"engine": "vllm-cpu", "dtype": "fp32", "threads": 1, "external": EXTERNAL}
     job = ServeJob.model_validate({"model": str(checkpoint), "port": 0} | fields)
 
     async def work() -> tuple[str, str, int]:
-        async with running(job, ignore) as server:
-            client = openai.AsyncOpenAI(base_url=server.url, api_key="any", max_retries=0)
+        async with running(job, ignore) as server, client_of(server.url) as client:
             create: Any = client.chat.completions.create
             asked = {
                 "model": server.model,
