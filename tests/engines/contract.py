@@ -331,7 +331,7 @@ class EngineContract:
 
         async def work():
             # one is ready at once, so that the two take each other's place
-            engine = opened(checkpoint, self.name, adapters={"a": str(folders[0])}, max_adapters=1)
+            engine = self.opened(checkpoint, adapters={"a": str(folders[0])}, max_adapters=1)
             await engine.start()
             try:
                 with pytest.raises(UserError, match=r"no adapter `b` is loaded \(known: a\)"):

@@ -1,7 +1,8 @@
 """A server that speaks as vLLM does, without a model: what the supervisor's tests start.
 
 Run as `python openai_server.py PORT [fail]`. Every answer counts up from the prompt's last token; a
-child process stands for an engine's workers. Adapters add a thousand to each token.
+child process stands for an engine's workers. Adapters add a thousand to each token. A schema is the
+code of an error inside the stream.
 """
 
 import asyncio
@@ -31,6 +32,10 @@ class Server:
         shift = 0 if body["model"] == "base" else 1000
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        if wanted := body.get("structured_outputs"):
+            error = {"message": "no such schema", "code": json.loads(wanted["json"])}
+            await response.write(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+            return response
         self.num_open += 1
         try:
             for n in range(body["max_tokens"]):

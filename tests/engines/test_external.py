@@ -11,7 +11,7 @@ from tests.tiny import make_tiny_checkpoint
 
 from dialoop.core.errors import MachineError, UpstreamError, UserError
 from dialoop.core.events import ignore
-from dialoop.engines import Delta, Request, Sampling
+from dialoop.engines import Delta, Request, Sampling, TokenLogprob
 from dialoop.engines.claims import Gpu
 from dialoop.engines.environments import EXTERNALS, interpreter
 from dialoop.engines.external import EngineSpec, Lora, check, read_lora
@@ -229,6 +229,8 @@ def test_requests_go_over_as_token_ids() -> None:
         ({"seed": 1}, "takes no seed"),
         ({"presence_penalty": 1.0}, "takes no penalty"),
         ({"frequency_penalty": 1.0}, "takes no penalty"),
+        ({"logit_bias": ((3, 1.0),)}, "takes no logit_bias"),
+        ({"logprobs": 0}, "takes no logprobs, as its are not of the model alone"),
     ],
 )
 def test_what_lmdeploys_route_does_not_know_is_refused(
@@ -269,6 +271,44 @@ def test_answers_come_back_as_token_ids_without_the_stop_token(kind: str) -> Non
     assert deltas[2:] in ([], [None])
 
 
+ASKED = replace(
+    SAMPLED,
+    sampling=replace(SAMPLED.sampling, logprobs=2, logit_bias=((3, 1.5),)),
+    schema='{"type": "object"}',
+)
+
+
+def test_biases_schemas_and_logprobs_are_asked_for_in_each_engines_words() -> None:
+    body = EXTERNALS["vllm"].ask(ASKED, "base", None)[1]
+    assert body["logit_bias"] == {"3": 1.5}
+    assert (body["logprobs"], body["return_tokens_as_token_ids"]) == (2, True)
+    assert body["structured_outputs"] == {"json": ASKED.schema}
+    body = EXTERNALS["sglang"].ask(ASKED, "base", None)[1]
+    assert body["sampling_params"]["logit_bias"] == {"3": 1.5}
+    assert body["sampling_params"]["json_schema"] == ASKED.schema
+    assert (body["return_logprob"], body["top_logprobs_num"]) == (True, 2)
+    plain = replace(SAMPLED, schema="{}", sampling=Sampling(9))
+    with pytest.raises(UserError, match="takes no JSON Schema"):
+        EXTERNALS["lmdeploy"].ask(plain, "base", None)
+
+
+def test_logprobs_are_of_the_answers_tokens_with_the_likeliest_first() -> None:
+    """The stop token's goes with it, and a token beyond the likeliest is not one of them."""
+    top = {"token_id:9": -3.0, "token_id:7": -0.5, "token_id:5": -1.0}
+    logprobs = {"token_logprobs": [-3.0, -0.1], "top_logprobs": [top, {"token_id:2": -0.1}]}
+    choice = {"token_ids": [9, 2], "finish_reason": "stop", "logprobs": logprobs}
+    wanted = (TokenLogprob(-3.0, ((7, -0.5), (5, -1.0))),)
+    found = EXTERNALS["vllm"].reader(ASKED)({"choices": [choice]})
+    assert found == Delta((9,), "stop", wanted)
+    meta = {
+        "finish_reason": {"type": "stop"},
+        "output_token_logprobs": [[-3.0, 9, None], [-0.1, 2, None]],
+        "output_top_logprobs": [[[-0.5, 7, None], [-1.0, 5, None]], [[-0.1, 2, None]]],
+    }
+    found = EXTERNALS["sglang"].reader(ASKED)({"output_ids": [9, 2], "meta_info": meta})
+    assert found == Delta((9,), "stop", wanted)
+
+
 def test_an_answer_that_the_engine_broke_off_is_an_error() -> None:
     aborted = {"meta_info": {"finish_reason": {"type": "abort", "message": "out of memory"}}}
     with pytest.raises(UpstreamError, match="sglang ended the answer: out of memory"):
@@ -295,27 +335,33 @@ def settings(**fields: Any) -> EngineSettings:
 
 def test_autos_are_decided_by_the_machine(checkpoint: Path) -> None:
     wanted = settings(engine="vllm", external={"max_adapters": 3, "max_adapter_rank": 32})
-    found = resolve(checkpoint, None, wanted, [GPU])
+    found = resolve(checkpoint, [], wanted, [GPU])
     assert (found.dtype, found.device, found.max_length) == ("bf16", "cuda", 512)
     assert (found.max_adapters, found.max_lora_rank, found.has_our_code) == (3, 32, True)
-    assert resolve(checkpoint, None, wanted, [GPU, T4]).dtype == "fp16"
-    alone = resolve(checkpoint, ADA, settings(engine="vllm"), [GPU])
+    assert resolve(checkpoint, [], wanted, [GPU, T4]).dtype == "fp16"
+    alone = resolve(checkpoint, [ADA], settings(engine="vllm"), [GPU])
     assert (alone.adapters, alone.max_adapters, alone.max_lora_rank) == ((ADA,), 1, 12)
-    on_cpu = resolve(checkpoint, None, settings(engine="vllm-cpu", dtype="fp32"), [])
+    on_cpu = resolve(checkpoint, [], settings(engine="vllm-cpu", dtype="fp32"), [])
     assert (on_cpu.device, on_cpu.cache_gb) == ("cpu", 1)
 
 
 def test_code_that_is_not_ours_is_not_trusted(tmp_path: Path) -> None:
     folder = make_tiny_checkpoint(tmp_path / "m", "internlm3")
-    assert resolve(folder, None, settings(engine="vllm"), [GPU]).has_our_code
+    assert resolve(folder, [], settings(engine="vllm"), [GPU]).has_our_code
     (folder / "modeling_internlm3.py").write_text("import os")
-    assert not resolve(folder, None, settings(engine="vllm"), [GPU]).has_our_code
+    assert not resolve(folder, [], settings(engine="vllm"), [GPU]).has_our_code
 
 
 def test_settings_of_servers_are_refused_for_embedded_engines(checkpoint: Path) -> None:
     wanted = settings(engine="transformers", external={"tensor_parallel": 2})
     with pytest.raises(UserError, match="the engine `transformers` has none of these settings"):
         open_engine(checkpoint, wanted, ignore)
+
+
+def test_settings_of_embedded_engines_are_refused_for_servers(checkpoint: Path) -> None:
+    for name in ("prefix_tokens", "max_adapters"):
+        with pytest.raises(UserError, match=f"{name}: vllm-cpu has none"):
+            open_engine(checkpoint, settings(engine="vllm-cpu", **{name: 2}), ignore)
 
 
 def test_an_interpreter_is_named_installed_or_missing(

@@ -115,7 +115,9 @@ def test_the_doctor_tells_what_runs_and_why_not_the_rest(own_home: Path) -> None
 
 
 def test_the_verbs_are_in_the_catalog() -> None:
-    for verb in ("engine install", "engine list", "engine doctor"):
-        found = find([*verb.split()])
+    verbs: list[str] = ["engine install", "engine list", "engine doctor"]
+    for verb in verbs:
+        words: list[str] = verb.split()
+        found = find(words)
         assert found
         assert found[1].load_run()

@@ -8,18 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from dialoop.core.env import home as dialoop_home
-from dialoop.core.env import variables
+from dialoop.core.env import user_cache, variables
 from dialoop.core.errors import MachineError, UpstreamError, UserError
 from dialoop.engines import Request, Sampling, sessions, state
-from dialoop.engines.claims import Gpu, claim, claim_gpus, claim_port
+from dialoop.engines.claims import PORTS, Claim, Gpu, claim, claim_gpus, claim_port
 from dialoop.engines.external import EngineSpec, Launch
 from dialoop.engines.served import ServedEngine
 from dialoop.engines.supervisor import Patience, Program, clear_orphans
@@ -32,12 +33,16 @@ QUICK = Patience(start_s=START_S, restarts=2, orphan_s=1.0, grace_s=1.0)
 
 
 def served(
-    patience: Patience = QUICK, *, stall_s: float = 60.0, words: tuple[str, ...] = ()
+    patience: Patience = QUICK,
+    *,
+    stall_s: float = 60.0,
+    words: tuple[str, ...] = (),
+    model: Path = Path("/nowhere"),
 ) -> ServedEngine:
     """An engine whose process is the server without a model."""
     engine = Vllm("vllm-cpu")
     spec = EngineSpec(
-        model=Path("/nowhere"),
+        model=model,
         name="base",
         family="llama",
         head_dim=64,
@@ -59,8 +64,8 @@ def served(
     return ServedEngine(engine, spec, program, patience, stall_s, lambda _: None)
 
 
-def ask(num: int, stop: tuple[int, ...] = ()) -> Request:
-    return Request(PROMPT, Sampling(max_tokens=num, temperature=0.0), stop)
+def ask(num: int, stop: tuple[int, ...] = (), adapter: str | None = None) -> Request:
+    return Request(PROMPT, Sampling(max_tokens=num, temperature=0.0), stop, adapter=adapter)
 
 
 async def answer(engine: ServedEngine, request: Request) -> list[int]:
@@ -84,6 +89,12 @@ def run(work, engine: ServedEngine | None = None) -> Any:
             await running.stop()
 
     return asyncio.run(whole())
+
+
+def write_adapter(folder: Path, base: Path, rank: int) -> None:
+    """What tells an adapter's rank and base; it has no weights."""
+    config = {"r": rank, "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 async def until_open(engine: ServedEngine, num: int) -> None:
@@ -139,6 +150,16 @@ def test_a_prompt_without_room_is_refused() -> None:
     run(work)
 
 
+def test_an_error_inside_a_stream_is_the_requests_or_the_engines() -> None:
+    async def work(engine: ServedEngine):
+        with pytest.raises(UserError, match="the JSON Schema cannot be kept: no such schema"):
+            await answer(engine, replace(ask(3), schema="400"))
+        with pytest.raises(UpstreamError, match=r"broke off the answer \(no such schema\)"):
+            await answer(engine, replace(ask(3), schema="500"))
+
+    run(work)
+
+
 def test_killed_under_load_ten_times_it_comes_back_without_leaks() -> None:
     """Within its cold start and 5 s, no process left of the old one, no port kept."""
 
@@ -178,7 +199,7 @@ async def _cold_start_s() -> float:
 
 def held_ports() -> int:
     """Ports that somebody has claimed."""
-    names = [path.name for path in (dialoop_home() / "engines" / "claims").glob("port-*")]
+    names = [path.name for path in (user_cache() / "claims").glob("port-*")]
     num = 0
     for name in names:
         taken = claim(name, "test")
@@ -345,30 +366,67 @@ def test_an_id_that_another_process_has_now_is_never_ended() -> None:
 
 
 def test_adapters_are_loaded_while_the_engine_runs_and_again_after_a_crash(tmp_path: Path) -> None:
-    config = tmp_path / "adapter_config.json"
-    config.write_text('{"r": 8}')
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    base.mkdir()
+    write_adapter(adapter, base, 8)
 
     async def work(engine: ServedEngine):
-        await engine.load_adapter("ada", tmp_path)
+        await engine.load_adapter("ada", adapter)
         assert engine.adapters == ("ada",)
-        engine._adapter = "ada"
-        assert await answer(engine, ask(2)) == [1008, 1009]
+        assert await answer(engine, ask(2, adapter="ada")) == [1008, 1009]
+        assert await answer(engine, ask(2)) == [8, 9]
         with pytest.raises(UserError, match="`ada` is loaded already"):
-            await engine.load_adapter("ada", tmp_path)
+            await engine.load_adapter("ada", adapter)
         with pytest.raises(UserError, match="1 adapters are loaded and no more may be"):
-            await engine.load_adapter("bob", tmp_path)
+            await engine.load_adapter("bob", adapter)
         os.kill((await facts(engine))["pid"], signal.SIGKILL)
         await asyncio.sleep(0.3)
         await until_up(engine, START_S + 5)
-        assert await answer(engine, ask(2)) == [1008, 1009]
+        assert await answer(engine, ask(2, adapter="ada")) == [1008, 1009]
         await engine.unload_adapter("ada")
-        with pytest.raises(UserError, match="refused the request: no model ada"):
-            await answer(engine, ask(2))
-        config.write_text('{"r": 16}')
+        with pytest.raises(UserError, match="no adapter `ada` is loaded"):
+            await answer(engine, ask(2, adapter="ada"))
+        write_adapter(adapter, base, 16)
         with pytest.raises(UserError, match="has rank 16, and room was made for 8"):
-            await engine.load_adapter("bob", tmp_path)
+            await engine.load_adapter("bob", adapter)
         with pytest.raises(UserError, match="no adapter `ada` is loaded"):
             await engine.unload_adapter("ada")
+        with pytest.raises(UserError, match="base` is no adapter"):
+            await engine.load_adapter("bob", base)
+
+    run(work, served(model=base))
+
+
+def test_another_programs_answers_are_not_taken_for_the_engines(tmp_path: Path) -> None:
+    """Another user's engine may take the port between the claim and the engine's own bind."""
+
+    async def work(other: ServedEngine):
+        theirs = int(other.supervisor.url.rpartition(":")[2])
+        slow = tmp_path / "slow.py"
+        slow.write_text(
+            f"import runpy, sys, time; time.sleep(0.5); sys.argv[0] = {SERVER!r}\n"
+            f"runpy.run_path({SERVER!r}, run_name='__main__')\n"
+        )
+        engine = served(stall_s=59.0)
+        taken = iter([theirs])
+
+        def launch(port: int) -> Launch:
+            return Launch((str(slow), str(port)), {})
+
+        def claimed(holder: str, ports: Sequence[int] = PORTS) -> tuple[Claim, int]:
+            first = next(taken, None)
+            found = claim("port-test", holder) if first else None
+            return (found, first) if found and first else claim_port(holder, ports)
+
+        engine.supervisor._program = Program("slow", sys.executable, launch, variables())
+        engine.supervisor._claim_port = claimed
+        await engine.start()
+        try:
+            assert engine.supervisor.url != other.supervisor.url
+            assert await answer(engine, ask(2)) == [8, 9]
+        finally:
+            await engine.stop()
 
     run(work)
 
@@ -380,7 +438,7 @@ def test_ports_are_never_shared() -> None:
         used = other.getsockname()[1]
         first, port = claim_port("a", [used, used + 1, used + 2])
         second, another = claim_port("b", [used, used + 1, used + 2])
-        assert used < port < another
+        assert {used, port, another} == {used, used + 1, used + 2}
         with pytest.raises(MachineError, match="no port from"):
             claim_port("c", [port])
         first.release()

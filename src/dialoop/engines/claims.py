@@ -7,12 +7,13 @@ whatever becomes of the process that started it.
 from __future__ import annotations
 
 import fcntl
+import random
 import socket
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dialoop.core.env import home, visible_gpus
+from dialoop.core.env import user_cache, visible_gpus
 from dialoop.core.errors import MachineError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Claim:
 
 def claim(name: str, holder: str) -> Claim | None:
     """Take a thing by its name; None when it is taken."""
-    folder = home() / "engines" / "claims"
+    folder = user_cache() / "claims"
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / name).open("a+", encoding="utf-8")
     try:
@@ -71,19 +72,19 @@ def claim(name: str, holder: str) -> Claim | None:
 
 def holder_of(name: str) -> str:
     """Who took a thing last."""
-    path = home() / "engines" / "claims" / name
+    path = user_cache() / "claims" / name
     return path.read_text("utf-8") if path.exists() else ""
 
 
 def claim_port(holder: str, ports: Sequence[int] = PORTS) -> tuple[Claim, int]:
-    """Take a port that nothing listens on.
+    """Take a port that nothing listens on, any of them: other users' engines look here, too.
 
     Raises:
         MachineError: none is free.
     """
-    for port in ports:
+    for port in random.sample(ports, len(ports)):
         held = claim(f"port-{port}", holder)
-        if held and _is_free(port):
+        if held and is_free(port):
             return held, port
         if held:
             held.release()
@@ -93,7 +94,8 @@ def claim_port(holder: str, ports: Sequence[int] = PORTS) -> tuple[Claim, int]:
     )
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dialoop.core.errors import UserError
+from dialoop.engines import Delta
 from dialoop.models import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from dialoop.engines import Delta, Request
+    from dialoop.engines import FinishReason, Request, TokenLogprob
     from dialoop.engines.spec import Speculative
 
 Json = dict[str, Any]
@@ -238,6 +239,20 @@ def read_lora(name: str, folder: Path) -> Lora:
     return Lora(name, folder, int(config["r"]))
 
 
-def strip_stop(ids: tuple[int, ...], request: Request) -> tuple[int, ...]:
-    """The last tokens of an answer without the one that ended it."""
-    return ids[:-1] if ids and ids[-1] in request.stop_ids else ids
+def answered(
+    ids: Sequence[int],
+    finish: FinishReason | None,
+    request: Request,
+    logprobs: Sequence[TokenLogprob] = (),
+) -> Delta | None:
+    """A delta without the token that ended the answer; None where there is nothing to tell."""
+    if finish == "stop" and ids and ids[-1] in request.stop_ids:
+        ids = ids[:-1]
+    if not ids and not finish:
+        return None
+    return Delta(tuple(ids), finish, tuple(logprobs[: len(ids)]))
+
+
+def ranked(top: Iterable[tuple[int, float]], num: int) -> tuple[tuple[int, float], ...]:
+    """The `num` likeliest tokens, likeliest first."""
+    return tuple(sorted(top, key=lambda pair: -pair[1])[:num])

@@ -1,8 +1,8 @@
 """LMDeploy as a server of its own, with its TurboMind or its PyTorch back-end.
 
 Answers come from `/generate`, which takes token ids and gives them back. That route knows no
-adapters, seeds and penalties, and so they are refused. Written against LMDeploy 0.18.0, read in its
-wheel; it needs a GPU.
+adapters, seeds, penalties, biases and schemas, and so they are refused. Written against LMDeploy
+0.18.0, read in its wheel; it needs a GPU.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from dialoop.core.errors import UpstreamError, UserError
-from dialoop.engines import Delta
-from dialoop.engines.external import Abilities, Json, Launch, strip_stop
+from dialoop.engines.external import Abilities, Json, Launch, answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dialoop.engines import Request
+    from dialoop.engines import Delta, Request
     from dialoop.engines.external import EngineSpec, Lora
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -50,8 +49,8 @@ class Lmdeploy:
             cache_dtypes=("auto", "int8", "int4", *(() if self._is_turbomind else ("fp8",))),
             multimodal=True,
             tools=True,
-            structured=True,
-            logprobs=True,
+            structured=False,
+            logprobs=False,
             embeddings=False,
             rerank=False,
             adapters="none",
@@ -128,10 +127,13 @@ class Lmdeploy:
             (adapter, "adapter"),
             (sampling.seed is not None and sampling.temperature > 0, "seed"),
             (sampling.presence_penalty or sampling.frequency_penalty, "penalty"),
+            (sampling.logit_bias, "logit_bias"),
+            (sampling.logprobs is not None, "logprobs, as its are not of the model alone"),
+            (request.schema is not None, "JSON Schema"),
         ):
             if is_asked:
                 raise UserError(
-                    f"{self.kind} takes no {what} on its route for token ids",
+                    f"{self.kind}'s route for token ids takes no {what}",
                     hint="leave it out, or use another engine",
                 )
         is_greedy = sampling.temperature == 0
@@ -152,13 +154,10 @@ class Lmdeploy:
         def read(event: Json) -> Delta | None:
             if "error" in event:
                 raise UpstreamError(f"lmdeploy ended the answer: {event['error']}")
-            ids = tuple(event["output_ids"] or ())
-            reason = event["meta_info"]["finish_reason"]
-            if reason is None:
-                return Delta(ids) if ids else None
-            if reason["type"] not in ("stop", "length"):
+            reason = event["meta_info"]["finish_reason"] or {"type": None}
+            if reason["type"] not in ("stop", "length", None):
                 raise UpstreamError(f"lmdeploy ended the answer: {reason['type']}")
-            return Delta(strip_stop(ids, request), reason["type"])
+            return answered(event["output_ids"] or (), reason["type"], request)
 
         return read
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from dialoop.core.device import find
 from dialoop.core.errors import MachineError, UserError
 from dialoop.core.events import Note
-from dialoop.engines.choose import cache_gb, max_length
+from dialoop.engines.choose import cache_gb, check_base, max_length, named_adapters
 from dialoop.engines.claims import Gpu, find_gpus
 from dialoop.engines.environments import EXTERNALS, interpreter
 from dialoop.engines.external import EngineSpec, check, read_lora
@@ -42,11 +42,18 @@ def prepare_external(
             raise UserError(
                 f"{name}: {engine.kind} has none", hint="see --external.prefix_cache, .max_adapters"
             )
-    adapter = read_lora(model.name, model) if checkpoint.is_adapter(model) else None
-    base = base_of(model) if adapter else model
+    default = read_lora(model.name, model) if checkpoint.is_adapter(model) else None
+    base = base_of(model) if default else model
     checkpoint.check(base)
+    own = default.folder if default else None
+    adapters = [
+        read_lora(name, Path(folder))
+        for name, folder in named_adapters(base, own, settings).items()
+    ]
+    for lora in adapters:
+        check_base(base, lora.folder)
     gpus = [] if "cpu" in engine.abilities.devices else _gpus(settings)
-    spec = resolve(base, adapter, settings, gpus)
+    spec = resolve(base, [default] if default else adapters, settings, gpus)
     check(engine, spec)
     python, environment = interpreter(engine, settings.external.python)
     emit(Note(f"engine: {engine.kind}, as asked, by {python}"))
@@ -59,12 +66,12 @@ def prepare_external(
         num_gpus=spec.tensor_parallel if gpus else 0,
     )
     patience = Patience(settings.external.start_s, settings.external.restarts)
-    name = adapter.name if adapter else None
+    name = default.name if default else None
     return ServedEngine(engine, spec, program, patience, settings.stall_s, emit, name)
 
 
 def resolve(
-    base: Path, adapter: Lora | None, settings: EngineSettings, gpus: Sequence[Gpu]
+    base: Path, adapters: Sequence[Lora], settings: EngineSettings, gpus: Sequence[Gpu]
 ) -> EngineSpec:
     """The spec of an engine: every `auto` decided.
 
@@ -78,8 +85,6 @@ def resolve(
     device = _device(engine, settings)
     dtype = settings.dtype if settings.dtype != "auto" else _dtype(engine, gpus)
     memory = cache_gb(base, length, dtype, settings.cache_gb) if device == "cpu" else None
-    named = tuple(read_lora(name, Path(folder)) for name, folder in settings.adapters.items())
-    adapters = (*((adapter,) if adapter else ()), *named)
     room = max(external.max_adapters, len(adapters))
     ranks = [lora.rank for lora in adapters]
     return EngineSpec(
@@ -101,7 +106,7 @@ def resolve(
         threads=settings.threads,
         prefix_cache=external.prefix_cache,
         chunked_prefill=external.chunked_prefill,
-        adapters=adapters,
+        adapters=tuple(adapters),
         max_adapters=room,
         max_lora_rank=max(
             ranks + [external.max_adapter_rank] * bool(external.max_adapters), default=0

@@ -17,6 +17,7 @@ import orjson
 
 from dialoop.core.errors import DialoopError, UpstreamError, UserError
 from dialoop.engines import Delta, EngineInfo, Request, Sampling, unknown_adapter
+from dialoop.engines.choose import check_base
 from dialoop.engines.external import read_lora
 from dialoop.engines.limits import check_room
 from dialoop.engines.supervisor import Supervisor
@@ -45,7 +46,7 @@ class ServedEngine:
         patience: limits of its supervisor.
         stall_s: with work to do, an engine that is silent for so long counts as frozen.
         emit: receives notes.
-        adapter: the adapter that answers; the base model unless given.
+        adapter: the adapter that answers requests that name none; the base model unless given.
     """
 
     def __init__(
@@ -139,8 +140,7 @@ class ServedEngine:
         self._is_idle.clear()
         try:
             url = self.supervisor.url
-            adapter = request.adapter or self._adapter
-            async with aclosing(self._deltas(url, request, adapter)) as deltas:
+            async with aclosing(self._deltas(url, request)) as deltas:
                 async for delta in deltas:
                     yield delta
         except UpstreamError as error:
@@ -158,6 +158,7 @@ class ServedEngine:
             UserError: the engine cannot, has no room, or does not take this one.
             UpstreamError: it does not answer.
         """
+        await asyncio.to_thread(check_base, self._spec.model, folder)
         lora = read_lora(name, folder)
         path, body = self._engine.load(lora)
         if lora.name in self._adapters or lora.name == self._spec.name:
@@ -214,23 +215,11 @@ class ServedEngine:
                 f"{self._engine.kind} has died and is being started again",
                 hint="try again in a moment",
             )
-        check_room(request, self.info.max_length)
         if request.adapter is not None and request.adapter not in self._adapters:
             raise unknown_adapter(request.adapter, self._adapters)
-        for is_asked, what in (
-            (request.schema is not None, "answers that keep a JSON Schema"),
-            (request.sampling.logprobs is not None, "log-probabilities"),
-            (bool(request.sampling.logit_bias), "logit_bias"),
-        ):
-            if is_asked:
-                raise UserError(
-                    f"{self._engine.kind} is not asked for {what} by dialoop",
-                    hint="leave it out, or serve by an embedded engine",
-                )
+        check_room(request, self.info.max_length)
 
-    async def _deltas(
-        self, url: str, request: Request, adapter: str | None
-    ) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, url: str, request: Request) -> AsyncGenerator[Delta, None]:
         """Deltas up to the last one.
 
         Raises:
@@ -239,16 +228,17 @@ class ServedEngine:
         """
         import aiohttp
 
+        adapter = request.adapter or self._adapter
         path, body = self._engine.ask(request, self._spec.name, adapter)
         read = self._engine.reader(request)
         try:
             async with self._http.post(url + path, json=body) as response:
-                await self._refuse(response)
+                await self._refuse(response, request)
                 async for line in response.content:
                     self._heard_at = time.monotonic()
                     if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
                         continue
-                    delta = read(self._event(line))
+                    delta = read(self._event(line, request))
                     if delta is None:
                         continue
                     yield delta
@@ -258,12 +248,14 @@ class ServedEngine:
             raise self._broken(f"{type(error).__name__}: {error}") from error
         raise self._broken("its stream ended without a reason")
 
-    def _event(self, line: bytes) -> Json:
+    def _event(self, line: bytes, request: Request) -> Json:
         try:
             event: Json = orjson.loads(line[5:])
         except ValueError as error:
             raise self._broken(f"it sent no JSON: {line[:200]!r}") from error
         if "choices" not in event and "error" in event and "meta_info" not in event:
+            if _is_refusal(event["error"]):
+                raise self._refused(_message(event), request)
             raise self._broken(_message(event))
         return event
 
@@ -277,7 +269,13 @@ class ServedEngine:
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise self._broken(f"{type(error).__name__}: {error}") from error
 
-    async def _refuse(self, response: Any) -> None:
+    def _refused(self, said: str, request: Request | None) -> UserError:
+        """What the engine did not want of a request; it names the schema only by what is wrong."""
+        if request is not None and request.schema is not None:
+            return UserError(f"the JSON Schema cannot be kept: {said}")
+        return UserError(f"{self._engine.kind} refused the request: {said}")
+
+    async def _refuse(self, response: Any, request: Request | None = None) -> None:
         """Raise what the engine says instead of an answer."""
         if response.status == 200:
             return
@@ -287,7 +285,7 @@ class ServedEngine:
         except ValueError:
             said = text
         if 400 <= response.status < 500:
-            raise UserError(f"{self._engine.kind} refused the request: {said}")
+            raise self._refused(said, request)
         raise self._broken(f"status {response.status}: {said}")
 
     def _broken(self, how: str) -> UpstreamError:
@@ -296,7 +294,7 @@ class ServedEngine:
         )
 
     async def _probe(self, url: str) -> None:
-        async for _ in self._deltas(url, _ONE_TOKEN, None):
+        async for _ in self._deltas(url, _ONE_TOKEN):
             self._loss = None
         for lora in self._adapters.values():
             if lora not in self._spec.adapters:
@@ -319,6 +317,12 @@ class ServedEngine:
                 reason = f"has said nothing for {self._stall_s:.0f} s and was ended"
                 self._lose(UpstreamError(f"{self._engine.kind} {reason}", hint="try again"))
                 await self.supervisor.kill(reason)
+
+
+def _is_refusal(error: Any) -> bool:
+    """Whether an error inside a stream is about the request: its code is a status from 400 on."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return isinstance(code, int) and 400 <= code < 500
 
 
 def _message(body: Any) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_LISTEN = "0A"
+"""The kernel's number for a socket that listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,28 @@ def members(leader: Identity) -> list[int]:
         return []  # the id went to another process, which it cannot while the session has any
     listed = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
     return [pid for pid in listed if _is_in(pid, leader.pid)]
+
+
+def is_listening(leader: Identity, port: int) -> bool:
+    """Whether a process of a session is what listens on a port."""
+    inodes: set[str] = set()
+    for table in ("tcp", "tcp6"):
+        path = _PROC / "net" / table
+        rows = path.read_text("ascii").splitlines()[1:] if path.exists() else []
+        for row in rows:
+            fields = row.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    return any(inodes & _open_files(pid) for pid in members(leader))
+
+
+def _open_files(pid: int) -> set[str]:
+    found: set[str] = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for entry in (_PROC / str(pid) / "fd").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                found.add(str(entry.readlink()))
+    return found
 
 
 def end(leader: Identity, grace_s: float, *, but: int = 0) -> None:

@@ -10,16 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dialoop.core.errors import UpstreamError, UserError
-from dialoop.engines import Delta
-from dialoop.engines.external import Abilities, Json, Launch, strip_stop
+from dialoop.engines import TokenLogprob
+from dialoop.engines.external import Abilities, Json, Launch, answered, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dialoop.engines import Request
+    from dialoop.engines import Delta, Request
     from dialoop.engines.external import EngineSpec, Lora
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+# with the second, log-probabilities are of the model alone, before the temperature
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}
 _METHODS = {"ngram": "NGRAM", "eagle": "EAGLE", "eagle3": "EAGLE3", "draft_model": "STANDALONE"}
 
 
@@ -61,6 +63,7 @@ class Sglang:
             *("--max-running-requests", str(spec.max_concurrent), "--tp-size"),
             *(str(spec.tensor_parallel), "--sampling-defaults", "openai"),
             "--incremental-streaming-output",
+            "--constrained-json-disable-any-whitespace",
         ]
         if not spec.prefix_cache:
             arguments.append("--disable-radix-cache")
@@ -79,7 +82,7 @@ class Sglang:
         if spec.reasoning_parser:
             arguments += ["--reasoning-parser", spec.reasoning_parser]
         arguments += [*_adapters(spec), *_speculative(spec), *spec.extra]
-        return Launch(tuple(arguments), {"HF_HUB_OFFLINE": "1"})
+        return Launch(tuple(arguments), _ENVIRONMENT)
 
     def ask(self, request: Request, name: str, adapter: str | None) -> tuple[str, Json]:
         """A streamed answer to token ids; its route has one base, which needs no name."""
@@ -97,20 +100,25 @@ class Sglang:
         }
         if sampling.seed is not None:
             params["sampling_seed"] = sampling.seed
+        if sampling.logit_bias:
+            params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+        if request.schema is not None:
+            params["json_schema"] = request.schema
         body: Json = {"input_ids": list(request.prompt_ids), "sampling_params": params}
+        if sampling.logprobs is not None:
+            body |= {"return_logprob": True, "top_logprobs_num": sampling.logprobs}
         return "/generate", body | {"stream": True, "lora_path": adapter}
 
     def reader(self, request: Request) -> Callable[[Json], Delta | None]:
         """Each event has the new tokens; an aborted answer is an error."""
 
         def read(event: Json) -> Delta | None:
-            ids = tuple(event.get("output_ids") or ())
-            reason = event["meta_info"].get("finish_reason")
-            if reason is None:
-                return Delta(ids) if ids else None
-            if reason["type"] not in ("stop", "length"):
+            meta = event["meta_info"]
+            reason = meta.get("finish_reason") or {"type": None}
+            if reason["type"] not in ("stop", "length", None):
                 raise UpstreamError(f"sglang ended the answer: {reason.get('message', reason)}")
-            return Delta(strip_stop(ids, request), reason["type"])
+            logprobs = _logprobs(meta, request.sampling.logprobs)
+            return answered(event.get("output_ids") or (), reason["type"], request, logprobs)
 
         return read
 
@@ -121,6 +129,18 @@ class Sglang:
     def unload(self, name: str) -> tuple[str, Json]:
         """The counterpart."""
         return "/unload_lora_adapter", {"lora_name": name}
+
+
+def _logprobs(meta: Json, num: int | None) -> list[TokenLogprob]:
+    """Log-probabilities of the tokens of an event: (log-probability, token, text) each."""
+    if num is None:
+        return []
+    chosen = meta.get("output_token_logprobs") or []
+    tops = meta.get("output_top_logprobs") or [[]] * len(chosen)
+    return [
+        TokenLogprob(one[0], ranked([(other[1], other[0]) for other in top or []], num))
+        for one, top in zip(chosen, tops, strict=True)
+    ]
 
 
 def _adapters(spec: EngineSpec) -> list[str]:

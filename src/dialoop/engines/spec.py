@@ -55,7 +55,8 @@ class ExternalSettings(Spec, frozen=True):
     chunked_prefill: bool = True
     """Read long prompts in parts, so that answers beside them go on."""
     max_adapters: int = Field(default=0, ge=0, le=64)
-    """Adapters that may be loaded together while the engine runs; those of the start count."""
+    """Adapters that may be loaded together; those of the start count. More than they are leaves
+    room for others while the engine runs."""
     max_adapter_rank: int = Field(default=64, ge=1)
     """Highest rank of an adapter that may be loaded while the engine runs."""
     tool_parser: str | None = None

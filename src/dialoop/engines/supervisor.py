@@ -24,7 +24,7 @@ from dialoop.core.env import home, variables
 from dialoop.core.errors import MachineError, UpstreamError
 from dialoop.core.events import Note
 from dialoop.engines import sessions, state
-from dialoop.engines.claims import claim_gpus, claim_port
+from dialoop.engines.claims import claim_gpus, claim_port, is_free
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -40,6 +40,7 @@ _NUM_LINES = 15
 _NUM_NAMED = 5
 _TAIL_BYTES = 2**16
 _NAMED = re.compile(r"\b[A-Za-z.]*(Error|Exception)\b: .+")
+_NUM_PORTS = 3
 _KEPT_LOGS = 20
 _ADOPT_S = 10.0
 _MAX_DELAY_S = 4.0
@@ -81,6 +82,10 @@ class Patience:
     """So long a stopped engine may take to end; a little more than its guard gives it."""
 
 
+class _PortTakenError(Exception):
+    """Something else answers where the engine should."""
+
+
 class Supervisor:
     """One engine's process.
 
@@ -109,6 +114,7 @@ class Supervisor:
         self._state: state.EngineState | None = None
         self._path: Path | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._claim_port = claim_port
         self._reason = ""
         self.is_up = False
         self.num_restarts = 0
@@ -190,11 +196,23 @@ class Supervisor:
         return True
 
     async def _launch(self) -> None:
+        """Start, on another port when another program was quicker on this one."""
+        for _ in range(_NUM_PORTS):
+            try:
+                await self._launch_once()
+            except _PortTakenError as error:
+                self._emit(Note(f"{self._program.engine}: {error}; trying another", "warning"))
+                await self._end()
+            else:
+                return
+        raise self._error(f"found {_NUM_PORTS} ports taken by other programs, one after another")
+
+    async def _launch_once(self) -> None:
         if self._program.num_gpus and not self._gpu_claims:
             self._gpu_claims, self._chosen = claim_gpus(
                 self._program.gpus, self._program.num_gpus, self._holder()
             )
-        self._port_claim, port = claim_port(self._holder())
+        self._port_claim, port = self._claim_port(self._holder())
         launch = self._program.launch(port)
         log = _new_log(self._program.engine)
         self._emit(Note(f"{self._program.engine} writes its log to {log}"))
@@ -232,9 +250,11 @@ class Supervisor:
         began = time.monotonic()
         while True:
             if not self._is_alive():
+                await asyncio.to_thread(self._refuse_foreign)
                 raise self._error("ended while it started")
             with contextlib.suppress(UpstreamError, TimeoutError):
                 await asyncio.wait_for(self._probe(self.url), self._patience.start_s)
+                await asyncio.to_thread(self._refuse_foreign)
                 return
             if time.monotonic() - began > self._patience.start_s:
                 raise self._error(
@@ -242,6 +262,14 @@ class Supervisor:
                     hint="raise `--external.start_s`, or read its log",
                 )
             await asyncio.sleep(_PROBE_S)
+
+    def _refuse_foreign(self) -> None:
+        """Raise when it is not the engine that listens on its port."""
+        found = self._state
+        if found is None or is_free(found.port):
+            return
+        if not sessions.is_listening(found.guard, found.port):
+            raise _PortTakenError(f"another program took port {found.port}")
 
     async def _watch(self) -> None:
         """Start the engine again whenever it is gone; return when that is given up."""

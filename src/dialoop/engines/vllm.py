@@ -12,13 +12,13 @@ import json
 from typing import TYPE_CHECKING, Literal
 
 from dialoop.core.errors import UserError
-from dialoop.engines import Delta
-from dialoop.engines.external import Abilities, Json, Launch, strip_stop
+from dialoop.engines import TokenLogprob
+from dialoop.engines.external import Abilities, Json, Launch, answered, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dialoop.engines import FinishReason, Request
+    from dialoop.engines import Delta, Request
     from dialoop.engines.external import EngineSpec, Lora
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -26,6 +26,8 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _FORMATS = frozenset({"awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "mxfp4"})
 _CPU_HEADS = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
+_STRUCTURED = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
+"""Free white space would let a small model write nothing else until its tokens run out."""
 _QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -105,7 +107,8 @@ class Vllm:
             *("--tensor-parallel-size", str(spec.tensor_parallel)),
             "--enable-prefix-caching" if spec.prefix_cache else "--no-enable-prefix-caching",
             "--enable-chunked-prefill" if spec.chunked_prefill else "--no-enable-chunked-prefill",
-            *("--logprobs-mode", "processed_logprobs", "--disable-uvicorn-access-log"),
+            *("--logprobs-mode", "raw_logprobs", "--disable-uvicorn-access-log"),
+            *("--structured-outputs-config", _STRUCTURED),
         ]
         if not spec.chunked_prefill:
             arguments += ["--max-num-batched-tokens", str(max(2048, spec.max_length))]
@@ -168,6 +171,12 @@ class Vllm:
         }
         if sampling.seed is not None:
             body["seed"] = sampling.seed
+        if sampling.logit_bias:
+            body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+        if sampling.logprobs is not None:
+            body |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
+        if request.schema is not None:
+            body["structured_outputs"] = {"json": request.schema}
         return "/v1/completions", body
 
     def reader(self, request: Request) -> Callable[[Json], Delta | None]:
@@ -177,11 +186,9 @@ class Vllm:
             if not event.get("choices"):
                 return None
             choice = event["choices"][0]
-            ids = tuple(choice.get("token_ids") or ())
-            finish: FinishReason | None = choice["finish_reason"]
-            if finish == "stop":
-                ids = strip_stop(ids, request)
-            return Delta(ids, finish) if ids or finish else None
+            logprobs = _logprobs(choice.get("logprobs"), request.sampling.logprobs or 0)
+            ids = choice.get("token_ids") or ()
+            return answered(ids, choice["finish_reason"], request, logprobs)
 
         return read
 
@@ -192,6 +199,17 @@ class Vllm:
     def unload(self, name: str) -> tuple[str, Json]:
         """The counterpart."""
         return "/v1/unload_lora_adapter", {"lora_name": name}
+
+
+def _logprobs(raw: Json | None, num: int) -> list[TokenLogprob]:
+    """Log-probabilities of the tokens of an event; tokens are spelt `token_id:7`."""
+    if raw is None:
+        return []
+    found: list[TokenLogprob] = []
+    for logprob, top in zip(raw["token_logprobs"], raw["top_logprobs"], strict=True):
+        pairs = [(int(name.removeprefix("token_id:")), value) for name, value in top.items()]
+        found.append(TokenLogprob(logprob, ranked(pairs, num)))
+    return found
 
 
 def _speculative(spec: EngineSpec) -> list[str]:
