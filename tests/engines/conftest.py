@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.engines.contract import opened
 from tests.tiny import make_tiny_checkpoint
 
 
@@ -32,15 +31,11 @@ def runner():
         yield runner
 
 
-def _name(request: pytest.FixtureRequest) -> str:
-    assert request.cls
-    return request.cls.name
-
-
 @pytest.fixture(scope="class")
 def engine(request: pytest.FixtureRequest, runner: asyncio.Runner, checkpoint: Path):
     """Started once; tests leave it without open requests."""
-    engine = opened(checkpoint, _name(request))
+    assert request.cls
+    engine = request.cls.opened(checkpoint)
     runner.run(engine.start())
     yield engine
     runner.run(engine.stop())
@@ -49,7 +44,8 @@ def engine(request: pytest.FixtureRequest, runner: asyncio.Runner, checkpoint: P
 @pytest.fixture(scope="class")
 def narrow(request: pytest.FixtureRequest, runner: asyncio.Runner, checkpoint: Path):
     """An engine that answers one request at a time."""
-    engine = opened(checkpoint, _name(request), max_concurrent=1)
+    assert request.cls
+    engine = request.cls.opened(checkpoint, max_concurrent=1)
     runner.run(engine.start())
     yield engine
     runner.run(engine.stop())

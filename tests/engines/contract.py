@@ -8,7 +8,7 @@ import json
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,8 +16,8 @@ from dialoop.chat.tokenizer import load_tokenizer
 from dialoop.core.errors import UserError
 from dialoop.core.events import Note
 from dialoop.engines import Request, Sampling
-from dialoop.engines.choose import prepare
 from dialoop.engines.convert import ADAPTER_TIE_NATS, compare, greedy_transformers
+from dialoop.engines.open import open_engine
 from dialoop.engines.process import ProcessEngine
 from dialoop.engines.spec import EngineSettings
 
@@ -78,7 +78,8 @@ async def answer(engine: ProcessEngine, request: Request) -> list[int]:
 def opened(checkpoint: Path, name: str, **settings: object) -> ProcessEngine:
     """An engine over the checkpoint in float32, not started."""
     wanted = {"engine": name, "dtype": "fp32", "device": "cpu", "threads": 1} | settings
-    return prepare(checkpoint, EngineSettings.model_validate(wanted), lambda _: None)
+    engine: Any = open_engine(checkpoint, EngineSettings.model_validate(wanted), lambda _: None)
+    return engine
 
 
 def make_adapter(folder: Path, base: Path, seed: int = 3) -> Path:
@@ -108,6 +109,13 @@ class EngineContract:
     """Inherit and set `name`; conftest starts the engine, once for a class."""
 
     name: str
+    settings: ClassVar[dict[str, object]] = {}
+    """What the engine needs besides."""
+
+    @classmethod
+    def opened(cls, checkpoint: Path, **settings: object) -> Any:
+        """The engine over a checkpoint in float32, not started."""
+        return opened(checkpoint, cls.name, **(cls.settings | settings))
 
     def test_greedy_tokens_equal_transformers_alone_and_together(
         self, runner: asyncio.Runner, engine: ProcessEngine, checkpoint: Path
@@ -258,8 +266,8 @@ class EngineContract:
 
     def test_the_choice_is_reported(self, checkpoint: Path) -> None:
         notes: list[object] = []
-        wanted = {"engine": self.name, "device": "cpu"}
-        prepare(checkpoint, EngineSettings.model_validate(wanted), notes.append)
+        wanted = {"engine": self.name, "device": "cpu"} | self.settings
+        open_engine(checkpoint, EngineSettings.model_validate(wanted), notes.append)
         assert any(isinstance(n, Note) and n.text.startswith(f"engine: {self.name}") for n in notes)
 
     def test_logprobs_are_transformers_own(
@@ -362,7 +370,7 @@ class EngineContract:
         want = greedy_transformers(adapter, PROMPTS, 16)
 
         async def work():
-            engine = opened(adapter, self.name)
+            engine = self.opened(adapter)
             await engine.start()
             try:
                 requests = [Request(prompt, GREEDY) for prompt in PROMPTS]

@@ -31,7 +31,12 @@ class FakeEngine:
         self.adapters: dict[str, Path] = {}
         self._arrived = asyncio.Semaphore(0)
         self.failure: DialoopError | None = None
+        self.num_open = 0
         self._ids, self._fail_after, self._gate = tuple(ids), fail_after, gate
+
+    async def wait_failed(self) -> None:
+        """It does not fail for good."""
+        await asyncio.Event().wait()
 
     async def start(self) -> None:
         """Nothing to load."""

@@ -11,7 +11,7 @@ from tests.engines.contract import GREEDY, PROMPTS, EngineContract, answer, open
 
 from dialoop.core.errors import MachineError, UserError
 from dialoop.engines import Request, Sampling
-from dialoop.engines.choose import _cache_gb
+from dialoop.engines.choose import cache_gb
 from dialoop.engines.openvino import OpenVinoBackend, adapter_scale
 from dialoop.engines.process import ProcessEngine
 from dialoop.engines.worker import WorkerJob
@@ -65,10 +65,10 @@ def test_a_request_that_the_cache_cannot_hold_ends_with_an_error(checkpoint: Pat
 def test_a_cache_that_holds_no_whole_request_is_refused(tmp_path: Path) -> None:
     shape = {"num_hidden_layers": 48, "num_key_value_heads": 2, "head_dim": 128}
     (tmp_path / "config.json").write_text(json.dumps(shape | {"num_attention_heads": 32}))
-    assert _cache_gb(tmp_path, 32768, "bf16", None) == 2
-    assert _cache_gb(tmp_path, 4096, "bf16", None) == 1
+    assert cache_gb(tmp_path, 32768, "bf16", None) == 2
+    assert cache_gb(tmp_path, 4096, "bf16", None) == 1
     with pytest.raises(UserError, match="cache_gb: 1 GB cannot hold one request of 32768 tokens"):
-        _cache_gb(tmp_path, 32768, "bf16", 1)
+        cache_gb(tmp_path, 32768, "bf16", 1)
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 8.0)])

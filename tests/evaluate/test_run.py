@@ -115,6 +115,27 @@ def test_two_checkpoints_side_by_side_with_reports(place: Path, tmp_path: Path) 
     assert parse(EvaluateJob, {"model": "m"}).output is None
 
 
+def test_earlier_reports_stand_for_checkpoints(place: Path, tmp_path: Path) -> None:
+    asked = {"suite": [str(place / "suite.yaml")], "dataset": [str(place / "held_out.jsonl")]}
+    old, new = tmp_path / "old", tmp_path / "new"
+    before = run(job(place, **asked, output=str(old)), ignore)
+    run(job(place, **asked, model=str(place / "two"), output=str(new)), ignore)
+    again = run(parse(EvaluateJob, {"model": str(new), "compare": str(old)}), ignore)
+    assert again.compare_loss == before.loss
+    fresh = run(
+        job(place, **asked, model=str(place / "two"), compare=str(old), history=[old, new]), ignore
+    )
+    assert fresh.loss == again.loss
+    assert fresh.comparisons == again.comparisons
+    assert {c.score for c in fresh.comparisons} == {"loss", "perplexity", "checks passed"}
+    assert [past.name for past in fresh.history] == [str(old), str(new)]
+    (old / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="is no report of this version"):
+        run(job(place, **asked, compare=str(old)), ignore)
+    with pytest.raises(UserError, match=r"holds no report\.json"):
+        run(job(place, **asked, history=[place]), ignore)
+
+
 def test_batched_answers_equal_single_ones(place: Path) -> None:
     suite = [str(place / "suite.yaml")]
     several, single = (
@@ -140,6 +161,8 @@ def test_sampling_repeats_under_its_seed(place: Path) -> None:
         ({"tasks": ["loss"]}, "task `loss` needs `dataset`"),
         ({"tasks": ["suite"], "dataset": ["held_out.jsonl"]}, "task `suite` needs `suite`"),
         ({"suite": ["suite.yaml"], "generation": {"max_new_tokens": 600}}, "the model takes 512"),
+        ({"tasks": ["suite", "suite"], "suite": ["suite.yaml"]}, "two are called `suite`"),
+        ({"compare_endpoint": "http://127.0.0.1:1/v1"}, "an address without a model"),
         ({"suite": ["suite.yaml"], "model": "no-such-model"}, "no-such-model"),
         ({"dataset": ["absent.jsonl"]}, r"absent\.jsonl"),
     ],

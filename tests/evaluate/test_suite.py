@@ -24,6 +24,11 @@ def question(**fields: object) -> Question:
         ({"must_contain": ["30天"]}, "您有３０天。", ()),
         ({"exact": "yes"}, " Yes ", ()),
         ({"exact": "yes"}, "yes it is", ("is not `yes`",)),
+        ({"regex": r"\b4\d\b"}, "in 45\ndays", ()),
+        ({"regex": r"\b4\d\b"}, "in 450 days", (r"does not match `\b4\d\b`",)),
+        ({"json_schema": {"type": "object"}}, '```json\n{"a": 1}\n```', ()),
+        ({"json_schema": {"required": ["b"]}}, '{"a": 1}', ("$ lacks `b`",)),
+        ({"json_schema": {}}, "1 2", ("is no JSON (Extra data: line 1 column 3 (char 2))",)),
     ],
 )
 def test_checks(checks: dict[str, object], answer: str, expected: tuple[str, ...]) -> None:
@@ -42,10 +47,15 @@ def test_a_question_becomes_a_dialogue() -> None:
     ("text", "message"),
     [
         ("{}", "holds no list of questions"),
-        ("- id: a\n  question: b\n", "must_not_contain` or `exact`"),
+        ("- id: a\n  question: b\n", "`regex` or `json_schema`"),
         ("- id: a\n  must_contain: [x]\n", "either `question` or `messages`"),
         ("- id: a\n  question: b\n  must_contian: [x]\n", "entry 1: .*must_contian"),
         ("- 3\n", "entry 1: expected a mapping, got int"),
+        ("- {id: a, question: b, regex: '['}\n", "regex: no regular expression: unterminated"),
+        (
+            "- {id: a, question: b, json_schema: {properties: {x: {dependentRequired: {}}}}}\n",
+            r"json_schema: \$\.properties\.x: the keyword `dependentRequired` is not known",
+        ),
         ("- [unclosed", "cannot read suite"),
         (
             "- id: a\n  messages: [{role: assistant, content: hi}]\n  must_contain: [x]\n",
@@ -62,6 +72,15 @@ def test_a_wrong_suite_is_refused(tmp_path: Path, text: str, message: str) -> No
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         load_suites([path])
+
+
+def test_a_suite_may_be_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "suite.jsonl"
+    path.write_text('{"id": "a", "question": "x", "exact": "y"}\n\n{"id": "b", "question": "x", ')
+    with pytest.raises(UserError, match="cannot read suite"):
+        load_suites([path])
+    path.write_text('{"id": "a", "question": "x", "exact": "y"}\n\n')
+    assert [q.exact for q in load_suites([path])] == ["y"]
 
 
 def test_a_missing_suite_is_refused(tmp_path: Path) -> None:

@@ -1,31 +1,20 @@
 """Tasks, on a subject that says what it is told to say."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import pytest
+from tests.evaluate.fakes import Puppet
 
-from dialoop.chat.message import Message, message
+from dialoop.chat.message import message
 from dialoop.core.jobfile import parse
 from dialoop.data.sample import Sample
 from dialoop.evaluate.spec import EvaluateJob
 from dialoop.evaluate.suite import Question
-from dialoop.evaluate.tasks import HeldOut, Material
+from dialoop.evaluate.tasks import Material
 from dialoop.evaluate.tasks.answers import Answers
 from dialoop.evaluate.tasks.loss import Loss
 from dialoop.evaluate.tasks.suite import Suite
-
-
-@dataclass
-class Parrot:
-    """Answers every dialogue with its last words."""
-
-    def held_out(self, samples: object, row_tokens: int) -> HeldOut:
-        return HeldOut(nats=30.0, targets=20.0, num_rows=2, num_left_out=1)
-
-    def answers(self, dialogues: Sequence[Sequence[Message]]) -> list[str]:
-        return [turns[-1].text for turns in dialogues]
 
 
 class Samples(list[Sample]):
@@ -56,20 +45,20 @@ def material() -> Material:
 
 
 def test_loss_is_nats_over_targets() -> None:
-    scores = {s.name: s.value for s in Loss().measure(Parrot(), material()).scores}
+    scores = {s.name: s.value for s in Loss().measure(Puppet(), material()).scores}
     assert scores["loss"] == 1.5
     assert scores["perplexity"] == pytest.approx(math.exp(1.5))
     assert scores["records left out"] == 1
 
 
 def test_answers_ask_the_last_user_turn() -> None:
-    (case,) = Answers(count=1).measure(Parrot(), material()).cases
+    (case,) = Answers(count=1).measure(Puppet(), material()).cases
     assert case.question == "user: hello\nassistant: hi\nuser: lamps?"
     assert (case.answer, case.reference, case.passed) == ("lamps?", "yes", None)
 
 
 def test_suite_counts_what_passes() -> None:
-    measured = Suite().measure(Parrot(), material())
+    measured = Suite().measure(Puppet(), material())
     assert [case.passed for case in measured.cases] == [True, False]
     assert (measured.scores[0].value, measured.scores[0].best) == (1, 2)
 

@@ -90,9 +90,35 @@ def test_an_output_in_use_is_refused(adapter: Path, tmp_path: Path) -> None:
     assert (tmp_path / "kept.txt").read_text() == "mine"
 
 
-def test_a_quantized_base_is_refused(llama: Path, tmp_path: Path) -> None:
-    base = shutil.copytree(llama, tmp_path / "base")
-    config = json.loads((base / "config.json").read_text()) | {"quantization_config": {}}
-    (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is quantized"):
-        merging.checkpoint_dtype(base)
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes and compressed-tensors warn on CPUs
+@pytest.mark.parametrize("kind", ["gptq", "fp8", "nf4"])
+def test_an_adapter_of_a_quantized_base_is_merged_into_whole_weights(
+    kind: str, internlm3: Path, adapter: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    from dialoop.models import lineage
+    from dialoop.quantize.run import run as quantize
+    from dialoop.quantize.spec import QuantizeJob
+
+    data = tmp_path / "data.jsonl"
+    line = {"messages": [{"role": r, "content": r} for r in ("user", "assistant")]}
+    data.write_text(json.dumps(line) + "\n")
+    method = {"kind": kind, **({"group_size": 32} if kind == "gptq" else {})}
+    given = {
+        "model": str(internlm3), "method": method, "dataset": [str(data)], "validation": 0,
+        "output": tmp_path / "base", "dtype": "fp32", "device": "cpu",
+    }  # fmt: skip
+    quantize(QuantizeJob.model_validate(given), ignore)
+    beside = shutil.copytree(adapter, tmp_path / "adapter")
+    lineage.record(beside, base=tmp_path / "base")
+    config = json.loads((beside / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "base")
+    (beside / "adapter_config.json").write_text(json.dumps(config))
+    out = tmp_path / "merged"
+    merge(MergeJob(model=str(beside), output=out), ignore)
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    # FP8 rounds activations, too, which whole weights do not; NF4 computes in bfloat16.
+    allowed = {"gptq": 1e-6, "nf4": 1e-3, "fp8": 0.02}[kind]
+    difference = (logits(out) - logits(beside)).square().mean() / logits(beside).square().mean()
+    assert difference < allowed
+    assert not list(tmp_path.glob(".tmp*"))

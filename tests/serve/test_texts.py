@@ -14,6 +14,7 @@ from dialoop.chat.template import Template
 from dialoop.core.errors import UserError
 from dialoop.core.events import ignore
 from dialoop.engines.choose import prepare
+from dialoop.engines.plan import prepare_external
 from dialoop.serve.spec import InferJob, ServeJob
 
 TEXTS = ["Where is my order?", "Send it back", "我的订单在哪里？您的订单今天早上已经发货"]  # noqa: RUF001
@@ -143,5 +144,7 @@ def test_a_task_that_the_model_does_not_end_in_is_refused(checkpoint: Path, rera
         prepare(reranker, InferJob.model_validate(infer), ignore)
     with pytest.raises(ValidationError, match="give the adapter as the model"):
         InferJob.model_validate(infer | {"adapters": {"a": "b"}})
+    with pytest.raises(UserError, match="task: vllm is not asked to rerank here"):
+        prepare_external(reranker, job(reranker, task="rerank", engine="vllm"), ignore)
     with pytest.raises(UserError, match="OpenVINO is not asked to embed"):
         prepare(checkpoint, job(checkpoint, task="embed", engine="openvino"), ignore)

@@ -111,16 +111,16 @@ def _verb(verb: str, kind: JobKind, words: list[str], output: _Output) -> int:
     job = jobfile.load(spec, arguments.file, arguments.settings, kind.preset)
     if "dry_run" in arguments.switches:
         _dry_run(kind, job, output)
-    else:
-        _run(kind, job, output)
-    return 0
+        return 0
+    return _run(kind, job, output)
 
 
-def _run(kind: JobKind, job: Spec, output: _Output) -> None:
+def _run(kind: JobKind, job: Spec, output: _Output) -> int:
     with output.reserved_stdout(), TerminalSink(output.error_console()) as sink:
         result = _call(kind, job, sink, output)
     if env.rank() == 0:  # of those that another launcher started, one tells
         output.document(result.model_dump(mode="json"), result.text())
+    return result.exit_code
 
 
 def _call(kind: JobKind, job: Spec, sink: TerminalSink, output: _Output) -> Result:

@@ -59,6 +59,18 @@ def variables(**changes: str) -> dict[str, str]:
     return dict(os.environ) | changes
 
 
+def isolated(**changes: str) -> dict[str, str]:
+    """The environment for a Python of another environment, with changes: nothing of ours leaks."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    return {name: value for name, value in variables(**changes).items() if name not in ours}
+
+
+def visible_gpus() -> list[str] | None:
+    """What `CUDA_VISIBLE_DEVICES` lists: numbers or UUIDs; None where it is not set."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if given is None else [part.strip() for part in given.split(",") if part.strip()]
+
+
 def default(name: str, value: str) -> None:
     """Set a variable for libraries that are imported later, unless the user has set it."""
     os.environ.setdefault(name, value)

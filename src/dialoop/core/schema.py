@@ -39,6 +39,11 @@ class Option(Spec, frozen=True):
 class Result(BaseModel, frozen=True):
     """What a job returns: `--json` prints its fields, the terminal shows its text."""
 
+    @property
+    def exit_code(self) -> int:
+        """What the command ends with: 0, or 3 for a report that says no."""
+        return 0
+
     def text(self) -> RenderableType:
         """What a person reads on the terminal when the job is done."""
         rows = self.model_dump(mode="json").items()

@@ -3,7 +3,8 @@
 An engine speaks token ids only. Templates, text and stop strings are the caller's business
 (`engines.text`), so that every engine behaves alike there. The embedded engines (`openvino`,
 `transformers`) run in a worker process: a crash or a long step of theirs cannot take the server
-with it, and the server never imports their packages.
+with it, and the server never imports their packages. vLLM, SGLang and LMDeploy (`external`) run as
+servers of their own, in environments of their own, under `supervisor`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dialoop.core.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
     from pathlib import Path
+
+    from dialoop.core.errors import DialoopError
 
 FinishReason = Literal["stop", "length"]
 Task = Literal["generate", "embed", "rerank"]
@@ -92,7 +95,7 @@ class EngineInfo:
     """What an engine that has started is."""
 
     engine: str
-    """`openvino`, `transformers`."""
+    """`openvino`, `transformers`, `vllm`."""
     max_length: int
     """Prompt and answer together, in tokens."""
     dtype: str
@@ -112,6 +115,20 @@ class Engine(Protocol):
         Raises:
             RuntimeError: nothing has started.
         """
+        ...
+
+    @property
+    def num_open(self) -> int:
+        """Requests being answered or waiting."""
+        ...
+
+    @property
+    def failure(self) -> DialoopError | None:
+        """Why nothing more will ever be answered; None while the engine works."""
+        ...
+
+    async def wait_failed(self) -> None:
+        """Return when nothing more will ever be answered."""
         ...
 
     async def start(self) -> None:

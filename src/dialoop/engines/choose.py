@@ -62,7 +62,7 @@ def prepare(model: Path, settings: EngineSettings, emit: Callable[[Event], None]
     checkpoint.check(base)
     for folder in _adapters(base, adapter, settings).values():
         _check_base(base, Path(folder))
-    length = _max_length(base, settings)
+    length = max_length(base, settings)
     task = _task(model, settings)
     if task != "generate":
         emit(Note(f"engine: transformers, for a model that is asked to {task}"))
@@ -96,7 +96,7 @@ def _openvino(
     # With one thread, oneDNN's AMX kernels for bf16 die of SIGFPE (openvino 2026.4).
     is_narrow = dtype == "bf16" and min(threads, num_cpus()) == 1
     environment = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"} if is_narrow else {}
-    capacity = _cache_gb(base, length, dtype, settings.cache_gb)
+    capacity = cache_gb(base, length, dtype, settings.cache_gb)
     job = WorkerJob(
         engine="openvino",
         folder=str(folder),
@@ -119,7 +119,7 @@ def _openvino(
     return ProcessEngine(job, QUIET | environment, settings.stall_s, admit)
 
 
-def _cache_gb(base: Path, length: int, dtype: str, wanted: int | None) -> int:
+def cache_gb(base: Path, length: int, dtype: str, wanted: int | None) -> int:
     """Memory for keys and values: a request that it could never hold would end others, too."""
     config = checkpoint.read_json(base / "config.json")
     heads = config["num_attention_heads"]
@@ -222,7 +222,12 @@ def _has_accelerator() -> bool:
     return any(path.exists() for path in ACCELERATORS)
 
 
-def _max_length(base: Path, settings: EngineSettings) -> int:
+def max_length(base: Path, settings: EngineSettings) -> int:
+    """Prompt and answer together, in tokens, as asked for or as the model was made for.
+
+    Raises:
+        UserError: the model was made for fewer.
+    """
     limit = load_tokenizer(base).max_length
     wanted = settings.max_length
     if wanted and limit and wanted > limit:

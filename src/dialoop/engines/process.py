@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from dialoop.core.env import variables
 from dialoop.core.errors import DialoopError, MachineError, UpstreamError, UserError
 from dialoop.engines import Delta, EngineInfo, Request, Sampling, unknown_adapter
+from dialoop.engines.limits import check_room
 from dialoop.engines.wire import encode, read_async
 from dialoop.engines.worker import delta, request_frame
 
@@ -224,15 +225,7 @@ class ProcessEngine:
             raise self._failure
         if request.adapter is not None and request.adapter not in self._adapters:
             raise unknown_adapter(request.adapter, self._adapters)
-        limit = self.info.max_length
-        if not request.prompt_ids or request.sampling.max_tokens < 1:
-            raise UserError("a prompt and room for one token are needed")
-        if len(request.prompt_ids) + request.sampling.max_tokens > limit:
-            raise UserError(
-                f"{len(request.prompt_ids)} prompt tokens and {request.sampling.max_tokens} new "
-                f"ones pass the limit of {limit}",
-                hint="shorten the prompt, or ask for fewer tokens",
-            )
+        check_room(request, self.info.max_length)
 
     def _send(self, frame: Frame) -> None:
         if self._writer:

@@ -1,1 +1,1 @@
-"""Evaluation: held-out loss, answers side by side, keyword checks, and the reports."""
+"""Evaluation: tasks for a model or an endpoint, statistics of their scores, and the reports."""

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from dialoop.core.schema import OneOf, Spec
 from dialoop.data.spec import Reading
 from dialoop.evaluate.tasks import Task  # noqa: TC001
+from dialoop.train.endpoint import Endpoint
 
 
 class Generation(Spec, frozen=True):
@@ -37,20 +38,35 @@ def _with_kinds(value: Any) -> Any:
 
 
 class EvaluateJob(Reading, frozen=True):
-    """Measure a checkpoint, alone or beside another, and write a report."""
+    """Measure a model, alone or beside another, and write a report."""
 
     model: str
-    """Checkpoint under test: a folder (whole model or adapter), or a name that can be pulled."""
+    """Checkpoint under test: a folder (whole model or adapter), or a name that can be pulled. With
+    `endpoint`, the model's name there. The folder of an earlier report stands for what it says."""
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Ask `model` at this OpenAI-compatible address, with `/v1`, instead of loading it."""
     compare: str | None = None
-    """A second checkpoint measured on the same material, usually the one before tuning."""
+    """A second model measured on the same material, usually the one before tuning; or the folder of
+    an earlier report."""
+    compare_endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Ask `compare` at this address."""
+    history: list[Path] = Field(default=[])
+    """Folders of earlier reports, whose scores the report shows over time."""
+    key_variable: str | None = None
+    """Environment variable that holds the endpoints' API key."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Longest wait for one reply of an endpoint."""
+    parallel: int = Field(default=8, ge=1)
+    """Requests to an endpoint that are under way at once."""
     dataset: list[str] = Field(default=[])
     """Held-out dialogues: files, folders or catalog names, none of them trained on."""
     suite: list[Path] = Field(default=[])
-    """YAML files with questions and the words that their answers must or must not contain."""
+    """YAML or JSON Lines files with questions and what their answers must or must not be."""
     tasks: Annotated[
         list[Annotated[Task, OneOf("dialoop.evaluate.tasks")]], BeforeValidator(_with_kinds)
     ] = Field(default=[])
-    """What is measured; empty takes every task whose material is given."""
+    """What is measured: a name, or a mapping such as `{kind: choice, files: [mmlu.zip]}`; empty
+    takes loss, answers and suite where their material is given."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `npu`."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -73,3 +89,13 @@ class EvaluateJob(Reading, frozen=True):
         "seed": "generation.seed",
         "batch_size": "generation.batch_size",
     }
+
+    def at(self, url: str, model: str) -> Endpoint:
+        """Where a model is asked."""
+        return Endpoint(
+            url=url,
+            model=model,
+            key_variable=self.key_variable,
+            timeout_s=self.timeout_s,
+            parallel=self.parallel,
+        )

@@ -1,17 +1,20 @@
-"""The suite file: questions, and the words that their answers must and must not contain."""
+"""The suite file: questions, and what their answers must be, contain, match or not contain."""
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
 from typing import TYPE_CHECKING, Any, Self
 
 import yaml
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from dialoop.chat.message import from_openai, message
 from dialoop.core.errors import UserError
 from dialoop.core.jobfile import parse
 from dialoop.core.schema import Spec
+from dialoop.evaluate import json_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,13 +42,37 @@ class Question(Spec, frozen=True):
     """Words that must not be in the answer."""
     exact: str | None = None
     """The whole answer, for questions that have only one."""
+    regex: str | None = None
+    """Regular expression that must be found in the answer; `.` matches line ends too."""
+    json_schema: dict[str, Any] | None = None
+    """JSON Schema that the answer must fit: all of it, or what it holds in a code fence."""
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, regex: str | None) -> str | None:
+        try:
+            re.compile(regex or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return regex
+
+    @field_validator("json_schema")
+    @classmethod
+    def _is_known(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None:
+            json_schema.refuse_unknown(schema)
+        return schema
 
     @model_validator(mode="after")
     def _asks_and_checks(self) -> Self:
         if bool(self.question) == bool(self.messages):
             raise ValueError("give either `question` or `messages`")
-        if self.exact is None and not (self.must_contain or self.any_of or self.must_not_contain):
-            raise ValueError("give `must_contain`, `any_of`, `must_not_contain` or `exact`")
+        words = self.must_contain or self.any_of or self.must_not_contain
+        if not words and (self.exact, self.regex, self.json_schema) == (None, None, None):
+            raise ValueError(
+                "give `must_contain`, `any_of`, `must_not_contain`, `exact`, `regex` or "
+                "`json_schema`"
+            )
         return self
 
     def dialogue(self) -> tuple[Message, ...]:
@@ -94,20 +121,39 @@ def problems(question: Question, answer: str) -> tuple[str, ...]:
     found += [f"contains `{word}`" for word in question.must_not_contain if _plain(word) in text]
     if question.exact is not None and _plain(question.exact) != text:
         found.append(f"is not `{question.exact}`")
+    if question.regex is not None and not re.search(question.regex, answer, re.DOTALL):
+        found.append(f"does not match `{question.regex}`")
+    if question.json_schema is not None:
+        found += _misfits(question.json_schema, answer)
     return tuple(found)
+
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+
+
+def _misfits(schema: dict[str, Any], answer: str) -> list[str]:
+    fenced = _FENCE.search(answer)
+    try:
+        value = json.loads(fenced[1] if fenced else answer)
+    except ValueError as error:
+        return [f"is no JSON ({error})"]
+    return json_schema.problems(schema, value)
 
 
 def _load(path: Path) -> list[Question]:
     try:
-        items = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.strip()]
+        is_jsonl = path.suffix in {".jsonl", ".ndjson"}
+        items = [json.loads(line) for line in lines] if is_jsonl else yaml.safe_load(text)
     except OSError as error:
         raise UserError(
             f"cannot read suite `{path}`: {(error.strerror or str(error)).lower()}",
             hint="check the path",
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"cannot read suite `{path}`: {error}", hint="give a YAML file in UTF-8"
+            f"cannot read suite `{path}`: {error}", hint="give YAML or JSON Lines in UTF-8"
         ) from error
     if not isinstance(items, list) or not items:
         raise UserError(

@@ -147,8 +147,15 @@ CATALOG: dict[str, JobKind] = {
     "evaluate": JobKind(
         spec="dialoop.evaluate.spec:EvaluateJob",
         run="dialoop.evaluate.run:run",
-        summary="held-out loss, answers side by side, keyword checks; a report",
+        summary="measure a model or an endpoint, alone or beside another; a report with verdicts",
         group="Use",
+    ),
+    "verify": JobKind(
+        spec="dialoop.verify.spec:VerifyJob",
+        run="dialoop.verify.run:run",
+        summary="prove that adapter, merged, quantized and served forms of a model agree",
+        group="Use",
+        positional="models",
     ),
     "chat": JobKind(
         spec="dialoop.serve.spec:ChatJob",
@@ -170,6 +177,26 @@ CATALOG: dict[str, JobKind] = {
         summary="a model over an OpenAI-compatible URL",
         group="Use",
         also=("deploy",),
+    ),
+    "engine install": JobKind(
+        spec="dialoop.engines.spec:InstallJob",
+        run="dialoop.engines.install:run",
+        summary="vLLM, SGLang or LMDeploy in an environment of its own",
+        group="This machine",
+        positional="engine",
+    ),
+    "engine list": JobKind(
+        spec="dialoop.engines.spec:EngineListJob",
+        run="dialoop.engines.inspect:list_engines",
+        summary="environments of engines, and engines that run",
+        group="This machine",
+    ),
+    "engine doctor": JobKind(
+        spec="dialoop.engines.spec:EngineDoctorJob",
+        run="dialoop.engines.inspect:diagnose",
+        summary="which engines run here, and why the others do not",
+        group="This machine",
+        positional="engine",
     ),
     "doctor": JobKind(
         spec="dialoop.jobs.doctor:DoctorJob",

@@ -39,6 +39,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("openvino-genai", "aiohttp", "uvicorn", "prometheus-client"),
     ),
     "qlora": ("tune with 4-bit base weights", ("bitsandbytes",)),
+    "quant": ("read and check quantized models", ("compressed-tensors", "accelerate")),
     "hub": ("fetch from Hugging Face and ModelScope", ("huggingface-hub", "modelscope")),
 }
 """What each extra of pyproject.toml is for, and its packages."""

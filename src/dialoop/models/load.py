@@ -152,8 +152,13 @@ def text_folder(folder: Path) -> Path:
     return base_of(folder)
 
 
-def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
+def attach_adapter(model: PreTrainedModel, folder: Path, *, base: Path | None = None) -> None:
     """Put a saved adapter on its base model, in place, once it is known to be the right one.
+
+    Args:
+        model: the base, loaded.
+        folder: the adapter's.
+        base: the checkpoint that the model was made from; where it was loaded from when None.
 
     Raises:
         UserError: the adapter was made for another base model, or is damaged.
@@ -161,7 +166,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
     from dialoop.models import lora  # noqa: PLC0415 - loads torch
 
     recorded = base_fingerprint(folder)
-    base = Path(str(model.name_or_path))
+    base = base or Path(str(model.name_or_path))
     if recorded and recorded != checkpoint.fingerprint(base):
         raise UserError(
             f"adapter `{folder}` is for another base: the weights of `{base}` are not those that"

@@ -1,13 +1,17 @@
 """Merge an adapter into its base, and prove that the result says the same.
 
-The update is added in float32 and rounded to the checkpoint's dtype once. Base plus adapter and the
-merged model are compared on prompts, in that dtype; what is read back from disk must then give the
-merged model's logits to the last bit.
+A base that is quantized is restored first: the merged checkpoint has whole weights, and can be
+quantized again. The update is added in float32 and rounded to the checkpoint's dtype once. Base
+plus adapter and the merged model are compared on prompts, in that dtype; what is read back from
+disk must then give the merged model's logits to the last bit.
 """
 
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dialoop.chat.message import message
@@ -15,21 +19,23 @@ from dialoop.chat.template import Template
 from dialoop.core.device import find
 from dialoop.core.errors import DialoopError, UserError
 from dialoop.core.events import Artifact, Progress, Stage
-from dialoop.core.files import new_folder, refuse_file, sha256
+from dialoop.core.files import machine_errors, new_folder, refuse_file, sha256
 from dialoop.models import checkpoint, embeddings, heads, lineage, sources
 from dialoop.models.families import write_remote_code
-from dialoop.models.load import attach_adapter, base_of, load_model
+from dialoop.models.load import attach_adapter, base_of, load_model, quantized_by
+from dialoop.models.restore import restore
 from dialoop.models.save import make_readable
 from dialoop.models.spec import MergeResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Generator
 
     import torch
     from transformers import PreTrainedModel
 
+    from dialoop.core.device import Device
     from dialoop.core.events import Event
+    from dialoop.models.heads import Head
     from dialoop.models.spec import Dtype, MergeJob
 
 COMPANIONS = (
@@ -73,9 +79,24 @@ def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
     device = find(job.device)
     emit(Stage("load the base model and its adapter"))
     head = heads.head_of(adapter)
+    with _whole_base(base, device, dtype, head, job.output) as whole:
+        return _merge(job, base, whole, adapter, dtype, device, head, emit)
+
+
+def _merge(
+    job: MergeJob,
+    base: Path,
+    whole: Path,
+    adapter: Path,
+    dtype: Dtype,
+    device: Device,
+    head: Head,
+    emit: Callable[[Event], None],
+) -> MergeResult:
+    """Merge into `whole`, which is the base or what its rounded weights say."""
     num_scores = heads.num_scores(adapter) if head == "score" else None
-    model = load_model(base, device=device, dtype=dtype, head=head, num_scores=num_scores)
-    attach_adapter(model, adapter)
+    model = load_model(whole, device=device, dtype=dtype, head=head, num_scores=num_scores)
+    attach_adapter(model, adapter, base=base)
     rows = _rows(base)
     before = [_logits(model, row) for row in rows]
     emit(Stage("merge"))
@@ -92,6 +113,23 @@ def run(job: MergeJob, emit: Callable[[Event], None]) -> MergeResult:
         _check_written(after, [_logits(written, row) for row in rows])
     emit(Artifact("model", str(job.output)))
     return result
+
+
+@contextmanager
+def _whole_base(
+    base: Path, device: Device, dtype: Dtype, head: Head, output: Path
+) -> Generator[Path]:
+    """The base; where it is quantized, a copy in full for as long as it is needed."""
+    if quantized_by(base) is None:
+        yield base
+        return
+    with machine_errors(output, "writing"):
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(
+            dir=output.absolute().parent, prefix=f".tmp-{output.name}-"
+        ) as name:
+            restore(base, Path(name), device=device, dtype=dtype, head=head)
+            yield Path(name)
 
 
 def merge_layers(model: PreTrainedModel, emit: Callable[[Event], None]) -> int:
@@ -129,17 +167,8 @@ def copy_companions(folder: Path, *sources: Path) -> None:
 
 
 def checkpoint_dtype(folder: Path) -> Dtype:
-    """The dtype that a checkpoint's config names; fp32 where it names none.
-
-    Raises:
-        UserError: it is quantized.
-    """
+    """The dtype that a checkpoint's config names; fp32 where it names none."""
     config = checkpoint.read_json(folder / "config.json")
-    if "quantization_config" in config:
-        raise UserError(
-            f"`{folder}` is quantized, and an adapter cannot be merged into rounded weights",
-            hint="give the unquantized base with --base",
-        )
     names: dict[str, Dtype] = {"bfloat16": "bf16", "float16": "fp16"}
     return names.get(config.get("dtype") or config.get("torch_dtype") or "", "fp32")
 

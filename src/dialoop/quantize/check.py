@@ -6,7 +6,9 @@ T tokens, N measured tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +58,7 @@ def compare(
 
     Args:
         reference: (T, D) normalised last states of the source, a tensor a row.
-        source_head: (V, D).
+        source_head: (V, D), where the states are.
         model: the one that was written, read back; it attends within documents from here on.
         rows: what is measured on; the labelled tokens count, by their weights.
         emit: receives progress.
@@ -99,9 +101,10 @@ def reload(folder: Path, device: Device, dtype: Dtype) -> PreTrainedModel:
     register_all()
     config: Any = AutoConfig.from_pretrained(folder)
     config.quantization_config = config.quantization_config | {"dequantize": True}
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch_dtype(dtype, device), local_files_only=True
-    )
+    with redirect_stderr(StringIO()):  # progress is events; the library's bars would tear them
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch_dtype(dtype, device), local_files_only=True
+        )
     return model.to(device.torch_name).eval()
 
 

@@ -10,18 +10,17 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from dialoop.core.errors import MachineError, UserError
 from dialoop.core.files import machine_errors, write_text
 from dialoop.models import checkpoint
-from dialoop.models.save import make_readable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from torch import Tensor
 
     from dialoop.quantize.source import Part, Source
 
@@ -47,8 +46,8 @@ class Workshop:
 
     @property
     def has_begun(self) -> bool:
-        """Whether an earlier run left something here."""
-        return self.export.is_dir()
+        """Whether an earlier run finished a layer here."""
+        return (self.export / _LAYER.format(0)).is_file()
 
     def begin(self, job: str, *, resume: bool) -> None:
         """Make the folder, or find what an earlier run of the same job left in it.
@@ -76,6 +75,11 @@ class Workshop:
         write_text(told, job)
         self.export.mkdir(exist_ok=True)
 
+    def abandon(self) -> None:
+        """Leave nothing behind of a run that finished no layer."""
+        if not self.has_begun:
+            shutil.rmtree(self.folder)
+
     def num_done(self) -> int:
         """Layers that need not be made again."""
         count = 0
@@ -86,11 +90,11 @@ class Workshop:
 
     def write_layer(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a finished layer."""
-        _write(self.export / _LAYER.format(number), tensors)
+        self._write(self.export / _LAYER.format(number), tensors)
 
     def write_rest(self, tensors: Mapping[str, Tensor]) -> None:
         """Write what belongs to no layer."""
-        _write(self.export / _REST, tensors)
+        self._write(self.export / _REST, tensors)
 
     def write_states(self, number: int, kinds: Mapping[str, list[Part]]) -> None:
         """Keep the states before layer `number`, and drop those of earlier layers."""
@@ -99,7 +103,7 @@ class Workshop:
             for kind, parts in kinds.items()
             for place, part in enumerate(parts)
         }
-        _write(self.folder / _STATES.format(number), tensors or {"none": torch.zeros(1)})
+        self._write(self.folder / _STATES.format(number), tensors)
         for path in self.folder.glob("states-*.safetensors"):
             if path.name != _STATES.format(number):
                 path.unlink()
@@ -110,6 +114,14 @@ class Workshop:
         for kind, parts in kinds.items():
             for place, part in enumerate(parts):
                 part.states = found[f"{kind}.{place}"].to(part.states.device)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        with machine_errors(path, "writing"):
+            temporary = self.folder / ".tmp-being-written"
+            ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(ready, temporary, {"format": "pt"})
+            temporary.chmod(0o644)
+            temporary.replace(path)
 
     def finish(self, source: Path, config: Mapping[str, Any]) -> None:
         """Write the index and the config."""
@@ -167,12 +179,3 @@ def estimated_bytes(source: Source, bits: Mapping[str, float]) -> int:
         share = bits.get(name.removesuffix(".weight"))
         total += size.num_bytes if share is None else size.num_elements * share / 8
     return int(total)
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with machine_errors(path, "writing"):
-        temporary = path.with_name(f".tmp-{path.name}")
-        ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(ready, temporary, {"format": "pt"})
-        temporary.replace(path)
-    make_readable(path.parent)

@@ -19,6 +19,8 @@ from torch import Tensor
 
 SHARES = tuple(1 - 0.05 * step for step in range(11))
 """Tried shares of the range of a group; the rest is clipped."""
+FEW = 1 << 17
+"""Weights that are looked at together on a CPU, so that they stay in its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,10 @@ def fit(
         dtype: in which scales are stored.
         search: look for the best clip; else the range is kept whole.
     """
-    tiny = torch.finfo(dtype).tiny if dtype != torch.bfloat16 else 1e-30
+    most = max(1, FEW // (weight.shape[1] * weight.shape[2]))
+    if weight.device.type == "cpu" and len(weight) > most:
+        each = [fit(w, importance, grid, dtype, search=search) for w in weight.split(most)]
+        return Scales(torch.cat([s.scale for s in each]), torch.cat([s.zero for s in each]))
     tried = (
         _symmetric(weight, grid, search=search)
         if grid.symmetric
@@ -92,7 +97,7 @@ def fit(
     best: Scales | None = None
     least = weight.new_full(weight.shape[:2], torch.inf)
     for scale, zero in tried:
-        new = Scales(_stored(scale, dtype, tiny), zero)
+        new = Scales(_stored(scale, dtype), zero)
         best, least = _better(weight, importance, grid, best, least, new)
     assert best is not None  # noqa: S101 - there is always a first candidate
     if search:
@@ -101,7 +106,7 @@ def fit(
         below = (importance * codes * codes).sum(-1)
         refined = torch.where(below > 0, above / below.clamp(min=1e-30), best.scale)
         best, _ = _better(
-            weight, importance, grid, best, least, Scales(_stored(refined, dtype, tiny), best.zero)
+            weight, importance, grid, best, least, Scales(_stored(refined, dtype), best.zero)
         )
     return best
 
@@ -147,10 +152,10 @@ def _better(
     return Scales(scale, torch.where(is_less, new.zero, best.zero)), torch.minimum(cost, least)
 
 
-def _stored(scale: Tensor, dtype: torch.dtype, tiny: float) -> Tensor:
+def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The scale as it is read back; never 0, by which nothing could be divided."""
-    scale = scale.to(dtype).float()
-    return torch.where(scale.abs() < tiny, torch.ones_like(scale), scale)
+    read = scale.to(dtype).float()
+    return torch.where(read == 0, torch.ones_like(read), read)
 
 
 def _symmetric(weight: Tensor, grid: Grid, *, search: bool) -> list[tuple[Tensor, Tensor]]:

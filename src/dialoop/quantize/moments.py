@@ -7,6 +7,8 @@ from torch import Tensor
 
 CHUNK = 8192
 """Tokens that are turned into float32 at once."""
+BLOCK = 256
+"""Rows of the products that are computed at once; what lies below them is mirrored at the end."""
 
 
 class Moments:
@@ -26,8 +28,7 @@ class Moments:
         """(D,) sum of |x|."""
         self.largest = torch.zeros(width, device=device)
         """(D,) largest |x|."""
-        self.products = torch.zeros(width, width, device=device) if products else None
-        """(D, D) sum of x x^T, float32: half of GPTQ's Hessian."""
+        self._upper = torch.zeros(width, width, device=device) if products else None
 
     def add(self, states: Tensor) -> None:
         """Count some inputs (..., D) in."""
@@ -35,8 +36,8 @@ class Moments:
         for part in rows.split(CHUNK):
             wide = part.float()
             self.num_tokens += len(wide)
-            if self.products is not None:
-                self.products.addmm_(wide.T, wide)
+            if self._upper is not None:
+                _add_products(self._upper, wide)
             sizes = wide.abs()
             self.magnitude += sizes.sum(0)
             self.largest = torch.maximum(self.largest, sizes.amax(0))
@@ -44,11 +45,19 @@ class Moments:
 
     @property
     def hessian(self) -> Tensor:
-        """(D, D) mean of x x^T."""
-        assert self.products is not None  # noqa: S101 - asked for when it was made
-        return self.products / max(1, self.num_tokens)
+        """(D, D) float32 mean of x x^T: half of GPTQ's Hessian."""
+        assert self._upper is not None  # noqa: S101 - asked for when it was made
+        upper = self._upper.triu()
+        return (upper + upper.triu(1).T).div_(max(1, self.num_tokens))
 
     @property
     def importance(self) -> Tensor:
         """(D,) mean of x squared."""
         return self.squares / max(1, self.num_tokens)
+
+
+def _add_products(upper: Tensor, rows: Tensor) -> None:
+    """Add x x^T of (t, D) rows to a (D, D) sum, on and above its diagonal, and a little below."""
+    for start in range(0, rows.shape[1], BLOCK):
+        part = slice(start, start + BLOCK)
+        upper[part, start:].addmm_(rows[:, part].T, rows[:, start:])

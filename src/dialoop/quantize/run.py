@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 SHARE_OF_MEMORY = 0.25
 """What the states within a layer may take of the device."""
+SHARE_OF_MEMORY_TO_READ = 0.8
+"""What the weights that are read back may take of the device."""
 ANSWER_TOKENS = 32
 
 
@@ -59,8 +61,12 @@ def run(job: QuantizeJob, emit: Callable[[Event], None]) -> QuantizeResult:
     workshop = Workshop(job.output)
     with lock_folder(workshop.folder, "run"):
         workshop.begin(jobfile.dump(job.model_copy(update={"resume": False})), resume=job.resume)
-        folder = _merged(model, adapter, workshop, job, emit)
-        result = _make(job, folder, workshop, started, emit)
+        try:
+            folder = _merged(model, adapter, workshop, job, emit)
+            result = _make(job, folder, workshop, started, emit)
+        except BaseException:
+            workshop.abandon()
+            raise
         if adapter and job.adapter_mode == "beside":
             _put_beside(adapter, job.output, workshop.export)
         write_text(workshop.export / "job.yaml", jobfile.dump(job))
@@ -87,7 +93,7 @@ def _refuse_output(output: Path) -> None:
 
 def _refuse_lacking(job: QuantizeJob) -> None:
     """Tell what reading the result back will need, before hours are spent on it."""
-    for package in (job.method.package, "accelerate"):
+    for package in job.method.packages:
         if find_spec(package) is None:
             raise MachineError(
                 f"checking a model quantized by {job.method.kind} needs the package"
@@ -162,6 +168,7 @@ def _make(
     from dialoop.quantize.source import Source
 
     device = devices.find(job.device)
+    reader = _reader(files.num_bytes(folder), device, emit)
     dtype = torch_dtype(job.dtype, device)
     template = Template.from_folder(folder)
     emit(Stage("read and tokenise the data"))
@@ -183,7 +190,7 @@ def _make(
     emit(Stage("check what was written"))
     source_head = source.head()
     source.close()
-    model = check.reload(workshop.export, device, job.dtype)
+    model = check.reload(workshop.export, reader, job.dtype)
     ids = check.answer(model, material.prompt, template.stop_ids, ANSWER_TOKENS)
     answer = template.tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}").strip()
     found = check.compare(reference, source_head, model, material.held_out, emit)
@@ -202,6 +209,24 @@ def _make(
         seconds=time.monotonic() - started,
         peak_bytes=devices.peak_bytes(place),
         readers=job.method.readers(tuple(sorted(set(bits.values())))),
+    )
+
+
+def _reader(whole_bytes: int, device: Device, emit: Callable[[Event], None]) -> Device:
+    """Where the result is read back: transformers holds it whole, unlike the source.
+
+    Raises:
+        MachineError: there is no room for it anywhere.
+    """
+    for place in (device, devices.find("cpu")):
+        if whole_bytes <= SHARE_OF_MEMORY_TO_READ * place.memory_bytes:
+            if place.kind != device.kind:
+                emit(Note(f"the result will be checked on the CPU: {device.name} cannot hold it"))
+            return place
+    raise MachineError(
+        f"checking the result needs {whole_bytes / 2**30:.0f} GiB for the whole model, which"
+        " neither the device nor this machine has",
+        hint="quantize it on a machine with more memory",
     )
 
 

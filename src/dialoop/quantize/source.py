@@ -201,7 +201,8 @@ class Source:
         module = copy.deepcopy(self._layers[number])
         prefix = f"{self.prefix}{number}."
         stored = {name: self.read(prefix + name).to(self.device) for name in module.state_dict()}
-        dtype = next(iter(stored.values())).dtype
+        kinds = {t.dtype for t in stored.values() if t.dim() == 2}
+        dtype = torch.float32 if torch.float32 in kinds else next(iter(kinds))
         filled = {name: tensor.to(self.dtype, copy=True) for name, tensor in stored.items()}
         module.load_state_dict(filled, assign=True)
         wide = {name: tensor.float() for name, tensor in stored.items()}

@@ -47,13 +47,6 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return (unsigned << shifts).sum(-1, dtype=torch.int32)
 
 
-def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
-    """The int8 codes (R, columns) of `pack`."""
-    shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=words.device)
-    unsigned = (words[..., None] >> shifts) & ((1 << bits) - 1)
-    return (unsigned.flatten(1)[:, :columns] - (1 << (bits - 1))).to(torch.int8)
-
-
 def packed(weight: Rounded, bits: int) -> Stored:
     """`pack-quantized`: codes in words."""
     tensors = {
@@ -74,7 +67,7 @@ def bytes_of(weight: Rounded) -> Stored:
 
 def fp8_channels(weight: Tensor, dtype: torch.dtype) -> Stored:
     """`float-quantized` with a scale an output; `weight` is (E, D) float32."""
-    scale = (weight.abs().amax(1, keepdim=True) / FP8_MAX).clamp(min=1e-12).to(dtype)  # (E, 1)
+    scale = _fp8_scale(weight.abs().amax(1, keepdim=True), dtype)  # (E, 1)
     codes = (weight / scale.float()).clamp_(-FP8_MAX, FP8_MAX).to(FP8)
     dense = (codes.float() * scale.float()).to(dtype)
     return Stored({"weight": codes, "weight_scale": scale}, dense)
@@ -83,11 +76,17 @@ def fp8_channels(weight: Tensor, dtype: torch.dtype) -> Stored:
 def fp8_blocks(weight: Tensor, dtype: torch.dtype, size: int, *, scale_name: str) -> Stored:
     """FP8 with a float32 scale a block of `size` by `size`; `weight` is (E, D) float32."""
     blocks = weight.unflatten(0, (-1, size)).unflatten(2, (-1, size))  # (E/n, n, D/n, n)
-    scale = (blocks.abs().amax((1, 3)) / FP8_MAX).clamp(min=1e-12)  # (E/n, D/n)
+    scale = _fp8_scale(blocks.abs().amax((1, 3)), torch.float32)  # (E/n, D/n)
     wide = scale[:, None, :, None]
     codes = (blocks / wide).clamp_(-FP8_MAX, FP8_MAX).to(FP8)
     dense = (codes.float() * wide).to(dtype).flatten(2).flatten(0, 1)
     return Stored({"weight": codes.flatten(2).flatten(0, 1), scale_name: scale}, dense)
+
+
+def _fp8_scale(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """What brings the largest number to the end of the range; 1 where all are 0."""
+    scale = (largest / FP8_MAX).to(dtype)
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def nf4(weight: Tensor, dtype: torch.dtype) -> Stored:

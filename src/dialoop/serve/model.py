@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dialoop.chat.template import Template
 from dialoop.core.events import Stage
-from dialoop.engines.choose import prepare
+from dialoop.engines.open import open_engine
 from dialoop.models.load import text_folder
 from dialoop.models.sources import resolve
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dialoop.core.events import Event
-    from dialoop.engines.process import ProcessEngine
+    from dialoop.engines import Engine
     from dialoop.engines.spec import EngineSettings
 
 
@@ -28,7 +28,7 @@ class OpenModel:
     name: str
     """The folder's name, or the model's short name."""
     folder: Path
-    engine: ProcessEngine
+    engine: Engine
     template: Template
     adapters: dict[str, Template]
     """Templates of the adapters that are loaded, by name."""
@@ -45,7 +45,7 @@ async def open_model(
         UpstreamError: a hub failed, or the engine died.
     """
     folder = await asyncio.to_thread(resolve, reference, emit)
-    engine = await asyncio.to_thread(prepare, folder, settings, emit)
+    engine = await asyncio.to_thread(open_engine, folder, settings, emit)
     template = Template.from_folder(text_folder(folder))
     adapters = {
         name: Template.from_folder(text_folder(Path(own)))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
 
     from dialoop.core.events import Event
-    from dialoop.engines.process import ProcessEngine
+    from dialoop.engines import Engine
     from dialoop.serve.spec import ServeJob
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class RunningServer:
     url: str
     """With `/v1`, as OpenAI's clients want it."""
     model: str
-    engine: ProcessEngine
+    engine: Engine
     app: App
     has_ended: asyncio.Event
     """Set when the server has ended for whatever reason."""
@@ -189,7 +189,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 @asynccontextmanager
 async def _listening(
-    app: App, listening: socket.socket, engine: ProcessEngine
+    app: App, listening: socket.socket, engine: Engine
 ) -> AsyncGenerator[asyncio.Event, None]:
     import uvicorn
 
@@ -229,7 +229,7 @@ async def _listening(
             await serving
 
 
-async def _watch(engine: ProcessEngine, has_ended: asyncio.Event) -> None:
+async def _watch(engine: Engine, has_ended: asyncio.Event) -> None:
     """A server whose engine has died ends, with the engine's error, so that it can be restarted."""
     await engine.wait_failed()
     has_ended.set()

@@ -49,7 +49,7 @@ class Endpoint(Spec, frozen=True):
         """The reply to one request; a busy or failing server is asked again, ever later."""
         url = f"{self.url.rstrip('/')}/{path}"
         request = urllib.request.Request(  # noqa: S310 - the pattern allows http alone
-            url, json.dumps({"model": self.model} | body).encode(), self._headers()
+            url, json.dumps({"model": self.model} | body).encode(), self.headers()
         )
         problem: Exception | None = None
         for attempt in range(RETRIES + 1):
@@ -67,7 +67,12 @@ class Endpoint(Spec, frozen=True):
                 time.sleep(0.25 * 2**attempt)
         raise UpstreamError(f"`{url}` does not answer: {problem}", hint="check that it is running")
 
-    def _headers(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
+        """What every request carries, the key among it.
+
+        Raises:
+            UserError: the variable of the key is not set.
+        """
         headers = {"Content-Type": "application/json"}
         if self.key_variable is None:
             return headers

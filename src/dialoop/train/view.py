@@ -258,6 +258,27 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
+def row_nll(model: PreTrainedModel, units: Sequence[Unit]) -> list[tuple[float, float]]:
+    """The loss of each row of some units, computed as one packed row without gradients.
+
+    Args:
+        model: a model that uses packed attention, in evaluation mode.
+        units: with a labelled token at least.
+
+    Returns:
+        By row, the weighted sum of -log p over labelled tokens in nats, and the sum of weights.
+    """
+    device = next(model.parameters()).device
+    batch = collate(units, device, Step(label_weight(units), len(units)))
+    nll = View(model).token_nll(batch).double() * batch.weights
+    owners = batch.owners[batch.rows]
+    zero = nll.new_zeros(batch.num_documents)
+    sums = zero.index_add(0, owners, nll).tolist()
+    weights = zero.index_add(0, owners, batch.weights.double()).tolist()
+    return list(zip(sums, weights, strict=True))
+
+
+@torch.no_grad()
 def packed_nll(model: PreTrainedModel, rows: Iterable[Sequence[Unit]]) -> tuple[float, float]:
     """Total loss of packed units without gradients.
 

@@ -374,7 +374,7 @@ def test_others_may_start_the_processes(way: str, tiny: Path, tmp_path: Path) ->
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes = [subprocess.Popen(command, **pipes) for command in commands]
     try:
-        said = [process.communicate(timeout=60)[0] for process in processes]
+        said = [process.communicate(timeout=180)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -22,6 +22,8 @@ class Answers(Task, frozen=True):
     kind: Literal["answers"] = "answers"
     count: int = Field(default=8, ge=1)
     """How many dialogues are answered, the first of the held-out ones; 5 to 50 is usual."""
+
+    runs_unasked: ClassVar = True
 
     @override
     def lacks(self, material: Material) -> str | None:
@@ -43,7 +45,7 @@ class Answers(Task, frozen=True):
             )
             for number, (turns, text) in enumerate(zip(chosen, texts, strict=True), 1)
         ]
-        return Measured(task=self.kind, cases=tuple(cases))
+        return Measured(task=self.title, cases=tuple(cases))
 
 
 def _transcript(turns: tuple[Message, ...]) -> str:

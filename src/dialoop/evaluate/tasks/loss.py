@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from dialoop.evaluate.result import Measured, Score
+from dialoop.evaluate.result import Measured, Observed, Score
 from dialoop.evaluate.tasks import Task
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ class Loss(Task, frozen=True):
     row_tokens: int = Field(default=2048, ge=16)
     """Tokens that are computed together; fewer take less memory, the result is the same."""
 
+    runs_unasked: ClassVar = True
+
     @override
     def lacks(self, material: Material) -> str | None:
         """A data set."""
@@ -32,17 +33,20 @@ class Loss(Task, frozen=True):
         """Mean of -log p over the target tokens of all dialogues, in nats."""
         assert material.samples is not None  # noqa: S101  `lacks` was asked
         found = subject.held_out(material.samples, self.row_tokens)
-        loss = found.nats / found.targets
+        rows = [
+            Observed(id=f"row {number}", value=nats, weight=weight)
+            for number, (nats, weight) in enumerate(found.rows, 1)
+        ]
         counts = {
             "target tokens": found.targets,
             "rows scored": found.num_rows,
             "records left out": found.num_left_out,
         }
         return Measured(
-            task=self.kind,
+            task=self.title,
             scores=(
-                Score(name="loss", value=loss, unit="nats per target token", better="lower"),
-                Score(name="perplexity", value=math.exp(loss), unit="", better="lower"),
+                Score.of("loss", rows, unit="nats per target token", better="lower"),
+                Score.of("perplexity", rows, better="lower", form="exp"),
                 *(
                     Score(name=name, value=value, unit="", better="neither")
                     for name, value in counts.items()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
-from dialoop.evaluate.result import Case, Measured, Score
+from dialoop.evaluate.result import Case, Measured, Observed, Score
 from dialoop.evaluate.suite import problems
 from dialoop.evaluate.tasks import Task
 
@@ -20,6 +20,8 @@ class Suite(Task, frozen=True):
 
     kind: Literal["suite"] = "suite"
 
+    runs_unasked: ClassVar = True
+
     @override
     def lacks(self, material: Material) -> str | None:
         """A suite."""
@@ -31,17 +33,11 @@ class Suite(Task, frozen=True):
         questions = material.questions
         texts = subject.answers([question.dialogue() for question in questions])
         cases = tuple(_case(q, text) for q, text in zip(questions, texts, strict=True))
-        passed = sum(case.passed is True for case in cases)
+        passes = [Observed(id=case.id, value=float(case.passed is True)) for case in cases]
         return Measured(
-            task=self.kind,
+            task=self.title,
             scores=(
-                Score(
-                    name="checks passed",
-                    value=passed,
-                    unit="questions",
-                    better="higher",
-                    best=len(cases),
-                ),
+                Score.of("checks passed", passes, unit="questions", best=len(cases), form="sum"),
                 Score(name="checks", value=len(cases), unit="questions", better="neither"),
             ),
             cases=cases,

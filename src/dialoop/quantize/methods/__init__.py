@@ -25,10 +25,13 @@ class Method(Option, frozen=True):
     default_bits: ClassVar[int]
     other_bits: ClassVar[tuple[int, ...]] = ()
     """What `precisions` may give a layer in place of `default_bits`."""
-    package: ClassVar[str] = "compressed_tensors"
-    """What transformers needs to read the result."""
     extra: ClassVar[str] = "quant"
-    """The extra of dialoop that brings the package."""
+    """The extra of dialoop that brings `packages`."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What transformers needs to read the result, for the check."""
+        return ("compressed_tensors", "accelerate")
 
     @abstractmethod
     def refuse(self, shapes: Shapes) -> None:

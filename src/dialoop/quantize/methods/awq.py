@@ -32,6 +32,10 @@ class Awq(Grouped, frozen=True):
     """Exponents from 0 to 1 that are tried for the factors; 20 as in the paper."""
     clip_search: bool = True
     """Search each group's range for the least error; else it reaches the largest weight."""
+    rounding: Literal["gptq", "nearest"] = "gptq"
+    """`gptq` makes up for each column's error with the next ones; `nearest` is the paper's."""
+    damping: float = Field(default=0.01, gt=0, le=1)
+    """Share of the Hessian's mean diagonal that is added to it, for `gptq`."""
     needs_data: ClassVar[bool] = True
 
     @override
@@ -42,6 +46,7 @@ class Awq(Grouped, frozen=True):
         from dialoop.quantize.grid import nearest
         from dialoop.quantize.ordered import in_order, survey
         from dialoop.quantize.scaling import search
+        from dialoop.quantize.solve import Solver
         from dialoop.quantize.storage import packed
 
         seen = survey(layer, parts, products=True)
@@ -54,19 +59,22 @@ class Awq(Grouped, frozen=True):
         del seen
         stored: dict[str, Stored] = {}
 
-        def visit(name: str, moments: Moments) -> None:
-            if name in bits:
-                found = nearest(
-                    layer.weight(name),
-                    moments.importance,
-                    self.grid(bits[name]),
-                    layer.dtype,
-                    search=self.clip_search,
-                )
-                stored[name] = packed(found, bits[name])
-                layer.set_dense(f"{name}.weight", stored[name].dense)
+        solver = Solver(damping=self.damping, reorder=True, search=self.clip_search)
 
-        in_order(layer, parts, visit, products=False)
+        def visit(name: str, moments: Moments) -> None:
+            if name not in bits:
+                return
+            weight, grid = layer.weight(name), self.grid(bits[name])
+            if self.rounding == "gptq":
+                found = solver.solve(weight, moments, grid, layer.dtype)
+            else:
+                found = nearest(
+                    weight, moments.importance, grid, layer.dtype, search=self.clip_search
+                )
+            stored[name] = packed(found, bits[name])
+            layer.set_dense(f"{name}.weight", stored[name].dense)
+
+        in_order(layer, parts, visit, products=self.rounding == "gptq")
         return stored
 
     @override

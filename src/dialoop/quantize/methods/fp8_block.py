@@ -34,6 +34,11 @@ class Fp8Block(Weightwise, frozen=True):
     LMDeploy reads, too."""
     default_bits: ClassVar[int] = 8
 
+    @property
+    @override
+    def packages(self) -> tuple[str, ...]:
+        return ("accelerate",) if self.format == "fp8" else super().packages
+
     @override
     def refuse(self, shapes: Shapes) -> None:
         for name, shape in shapes.items():

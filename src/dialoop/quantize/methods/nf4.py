@@ -30,8 +30,12 @@ class Nf4(Weightwise, frozen=True):
 
     kind: Literal["nf4"] = "nf4"
     default_bits: ClassVar[int] = 4
-    package: ClassVar[str] = "bitsandbytes"
     extra: ClassVar[str] = "qlora"
+
+    @property
+    @override
+    def packages(self) -> tuple[str, ...]:
+        return ("bitsandbytes", "accelerate")
 
     @override
     def refuse(self, shapes: Shapes) -> None:
