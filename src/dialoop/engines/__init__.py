@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dialoop.core.errors import DialoopError
 
 FinishReason = Literal["stop", "length"]
+Task = Literal["generate", "embed", "rerank"]
+"""Write an answer, give a text's vector, or score how well a passage answers a query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Request:
     """A JSON Schema, as JSON: the answer is a value that it allows, and nothing else."""
     adapter: str | None = None
     """An adapter that was loaded under this name; None asks the model as it was started."""
+    second: int = 0
+    """Where a second text begins, for models that tell two texts apart; 0 where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class Delta:
     """Set on the last delta only."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for every id where they were asked for, else none."""
+    vector: tuple[float, ...] = ()
+    """What a model that reads gives, at once: an embedding of length 1, or one score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,7 @@ class EngineInfo:
     """`bf16`, `fp16` or `fp32`: of the arithmetic."""
     device: str
     threads: int
+    task: Task = "generate"
 
 
 class Engine(Protocol):

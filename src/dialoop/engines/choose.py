@@ -24,7 +24,7 @@ from dialoop.engines.convert import FAMILIES, check_file
 from dialoop.engines.openvino import adapter_scale
 from dialoop.engines.process import ProcessEngine
 from dialoop.engines.worker import WorkerJob
-from dialoop.models import checkpoint
+from dialoop.models import checkpoint, heads
 from dialoop.models.lineage import base_fingerprint
 from dialoop.models.load import base_of
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from dialoop.core.events import Event
+    from dialoop.engines import Task
     from dialoop.engines.spec import EngineSettings
 
 ACCELERATORS = (Path("/dev/nvidiactl"), Path("/dev/davinci_manager"))
@@ -62,6 +63,10 @@ def prepare(model: Path, settings: EngineSettings, emit: Callable[[Event], None]
     for folder in named_adapters(base, adapter, settings).values():
         check_base(base, Path(folder))
     length = max_length(base, settings)
+    task = _task(model, settings)
+    if task != "generate":
+        emit(Note(f"engine: transformers, for a model that is asked to {task}"))
+        return _transformers(base, adapter, length, settings, task)
     if settings.engine == "transformers":
         emit(Note("engine: transformers, as asked"))
         return _transformers(base, adapter, length, settings)
@@ -130,8 +135,34 @@ def cache_gb(base: Path, length: int, dtype: str, wanted: int | None) -> int:
     return wanted or needed
 
 
+def _task(model: Path, settings: EngineSettings) -> Task:
+    """What is asked of a model.
+
+    Raises:
+        UserError: it does not end in what that needs.
+    """
+    head = heads.head_of(model)
+    known: dict[heads.Head, Task] = {"tokens": "generate", "none": "embed", "score": "rerank"}
+    task = known[head] if settings.task == "auto" else settings.task
+    if task == "generate":
+        heads.refuse_other(model, "tokens")
+    elif task == "rerank":
+        heads.refuse_other(model, "score")
+    elif head == "score":
+        raise UserError(f"`{model}` ends in scores, which are no vectors", hint="let it rerank")
+    if task != "generate" and settings.engine == "openvino":
+        raise UserError(f"OpenVINO is not asked to {task} here", hint="use `--engine transformers`")
+    if task != "generate" and settings.adapters:
+        raise UserError(f"`adapters` are for models that write, not to {task}")
+    return task
+
+
 def _transformers(
-    base: Path, adapter: Path | None, length: int, settings: EngineSettings
+    base: Path,
+    adapter: Path | None,
+    length: int,
+    settings: EngineSettings,
+    task: Task = "generate",
 ) -> ProcessEngine:
     device = settings.device
     if device == "auto":
@@ -140,7 +171,8 @@ def _transformers(
     if dtype == "auto":
         dtype = "bf16" if find(device).supports_bf16 else "fp32"
     job = WorkerJob(
-        engine="transformers",
+        engine="transformers" if task == "generate" else "reader",
+        task=task,
         folder=str(base),
         adapter=str(adapter) if adapter else None,
         max_length=length,

@@ -42,6 +42,11 @@ def prepare_external(
             raise UserError(
                 f"{name}: {engine.kind} has none", hint="see --external.prefix_cache, .max_adapters"
             )
+    if settings.task in {"embed", "rerank"}:
+        raise UserError(
+            f"task: {engine.kind} is not asked to {settings.task} here",
+            hint="use `--engine transformers`",
+        )
     default = read_lora(model.name, model) if checkpoint.is_adapter(model) else None
     base = base_of(model) if default else model
     checkpoint.check(base)

@@ -106,6 +106,10 @@ class EngineSettings(Spec, frozen=True):
     """Which engine. `auto` takes OpenVINO on a CPU where it can run the model and agrees with
     transformers token for token, else transformers; a note says which and why. The others are
     servers of their own, in environments of their own (`dialoop engine install`)."""
+    task: Literal["auto", "generate", "embed", "rerank"] = "auto"
+    """What the model is asked for. `auto`: what it ends in, so that one with hidden states embeds,
+    one with a score reranks, and any other writes. A language model asked to `embed` does so by
+    the pooling that its files name, else by its last token. Reading is done by transformers."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `npu`. OpenVINO runs on the CPU only."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"

@@ -24,7 +24,7 @@ from dialoop.engines.wire import Frame, encode, read
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from dialoop.engines import EngineInfo
+    from dialoop.engines import EngineInfo, Task
     from dialoop.models.spec import Dtype
 
 TICK_S = 1.0
@@ -51,6 +51,7 @@ class WorkerJob:
     """PEFT adapter folders that requests may ask for, by name."""
     max_adapters: int = 4
     """Adapters that are ready at once, in an engine that loads the model anew for each."""
+    task: Task = "generate"
     prefix_tokens: int = 0
     """Tokens of earlier prompts and answers that are kept, in an engine that counts them."""
 
@@ -193,6 +194,7 @@ def _request(frame: Frame) -> Request:
         tuple(frame["stop_ids"]),
         frame["schema"],
         frame["adapter"],
+        frame["second"],
     )
 
 
@@ -202,6 +204,8 @@ def _step_frame(key: int, item: Delta | DialoopError) -> Frame:
     frame = {"is": "delta", "key": key, "ids": item.ids, "finish": item.finish}
     if item.logprobs:
         frame["logprobs"] = [(one.logprob, one.top) for one in item.logprobs]
+    if item.vector:
+        frame["vector"] = item.vector
     return frame
 
 
@@ -211,7 +215,7 @@ def delta(frame: Frame) -> Delta:
         TokenLogprob(logprob, tuple((token, value) for token, value in top))
         for logprob, top in frame.get("logprobs", ())
     ]
-    return Delta(tuple(frame["ids"]), frame["finish"], tuple(told))
+    return Delta(tuple(frame["ids"]), frame["finish"], tuple(told), tuple(frame.get("vector", ())))
 
 
 def _refusal(key: int, error: DialoopError) -> Frame:

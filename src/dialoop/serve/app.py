@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dialoop.chat.template import Template
 from dialoop.core.errors import DialoopError, UserError
 from dialoop.models.load import text_folder
+from dialoop.serve import texts
 from dialoop.serve.answer import Part, parts
 from dialoop.serve.failure import ApiError, bad, from_error
 from dialoop.serve.http import Gone, Reply, read_json, until_gone
@@ -29,7 +30,7 @@ from dialoop.serve.writer import Choice, Writer, usage
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from dialoop.engines import Engine
+    from dialoop.engines import Engine, Task
     from dialoop.serve.http import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class App:
         self._reads = {"/v1/chat/completions": read_chat, "/v1/completions": read_text}
         self._posts: dict[str, Callable[[str, Receive, Reply], Awaitable[None]]] = {}
         self._posts |= dict.fromkeys(self._reads, self._generate)
+        self._posts |= {"/v1/embeddings": self._read, "/v1/rerank": self._read}
         if settings.may_load_adapters:
             self._posts |= {
                 "/v1/load_lora_adapter": self._load_adapter,
@@ -230,8 +232,7 @@ class App:
         await reply.bytes(self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
 
     async def _generate(self, path: str, receive: Receive, reply: Reply) -> None:
-        if self._is_draining:
-            raise ApiError(503, "the server is shutting down", retry_after_s=2)
+        self._refuse_other(path, "generate")
         began = time.monotonic()
         body = await read_json(receive)
         model = self._settings.model
@@ -248,6 +249,32 @@ class App:
         finally:
             self._leave(len(generation.requests))
         self.metrics.request_s.observe(time.monotonic() - began)
+
+    async def _read(self, path: str, receive: Receive, reply: Reply) -> None:
+        """Vectors or scores."""
+        self._refuse_other(path, "embed" if path == "/v1/embeddings" else "rerank")
+        body = await read_json(receive)
+        answer = texts.embed if path == "/v1/embeddings" else texts.rerank
+
+        async def work() -> None:
+            found = await answer(body, self._template, self._engine, self._settings.model)
+            self.metrics.prompt_tokens.inc(found["usage"]["prompt_tokens"])
+            await reply.json(found)
+
+        self._enter(1)
+        try:
+            await _unless_gone(work(), receive)
+        except ExceptionGroup as group:  # of the texts, each of which is asked for by itself
+            raise group.exceptions[0] from group
+        finally:
+            self._leave(1)
+
+    def _refuse_other(self, path: str, task: Task) -> None:
+        if self._is_draining:
+            raise ApiError(503, "the server is shutting down", retry_after_s=2)
+        found = self._engine.info.task
+        if found != task:
+            raise ApiError(404, f"{path}: this server was started to {found}, not to {task}")
 
     def _enter(self, num: int) -> None:
         limit = self._settings.max_open

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003  pydantic reads the annotation at run time
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dialoop.data.spec import Reading
 from dialoop.engines.spec import EngineSettings
@@ -37,6 +37,8 @@ class ServeJob(EngineSettings, frozen=True):
 class SamplingSettings(EngineSettings, frozen=True):
     """How answers are written."""
 
+    task: Literal["generate"] = "generate"
+    """Answers are written; embedding and reranking are `dialoop serve`'s."""
     max_new_tokens: int = Field(default=512, ge=1)
     """Longest answer, in tokens."""
     temperature: float = Field(default=0.0, ge=0, le=2)
@@ -45,6 +47,12 @@ class SamplingSettings(EngineSettings, frozen=True):
     """Choose among the likeliest tokens that together have this probability."""
     system: str | None = None
     """A system message to begin dialogues with that have none."""
+
+    @model_validator(mode="after")
+    def _refuse_adapters(self) -> Self:
+        if self.adapters:
+            raise ValueError("adapters: for `dialoop serve`; here, give the adapter as the model")
+        return self
 
 
 class InferJob(SamplingSettings, Reading, frozen=True):
