@@ -125,7 +125,7 @@ def test_a_quantized_folder_chats_and_serves(tiny: Path, dialogues: Path, tmp_pa
     said = model.chat("Where is order 3?", max_new_tokens=6, temperature=0)
     from dialoop.chat.message import message
 
-    with torch.set_grad_enabled(True):  # the backend turns gradients off for good
+    with torch.set_grad_enabled(True):
         backend = open_backend(
             WorkerJob(
                 engine="transformers", folder=str(out), adapter=None, max_length=64, dtype="fp32",

@@ -43,7 +43,6 @@ def open_backend(job: WorkerJob) -> Backend:
             f"reading texts needs the package `{error.name}`", hint="pip install 'dialoop[train]'"
         ) from error
     torch.set_num_threads(job.threads)
-    torch.set_grad_enabled(mode=False)
     folder = Path(job.adapter or job.folder)
     head = "score" if job.task == "rerank" else "none"
     model = load_model(folder, device=find(job.device), dtype=job.dtype, head=head)
@@ -94,6 +93,12 @@ class ReaderBackend:
 
     def step(self) -> list[tuple[int, Delta | DialoopError]]:
         """Read one batch."""
+        import torch
+
+        with torch.no_grad():
+            return self._step()
+
+    def _step(self) -> list[tuple[int, Delta | DialoopError]]:
         batch = [self._waiting.popleft()]
         longest = len(batch[0][1].prompt_ids)
         while self._waiting and len(batch) < self._max_concurrent:

@@ -58,7 +58,6 @@ def open_backend(job: WorkerJob) -> Backend:
             hint="pip install 'dialoop[train]'",
         ) from error
     torch.set_num_threads(job.threads)
-    torch.set_grad_enabled(mode=False)
     model = load_model(Path(job.adapter or job.folder), device=find(job.device), dtype=job.dtype)
     return TransformersBackend(model, job)
 
@@ -147,6 +146,12 @@ class TransformersBackend:
 
     def step(self) -> list[tuple[int, Delta | DialoopError]]:
         """Decode one token for every row, then let newcomers in."""
+        import torch
+
+        with torch.no_grad():
+            return self._step()
+
+    def _step(self) -> list[tuple[int, Delta | DialoopError]]:
         out: list[tuple[int, Delta | DialoopError]] = []
         for group in self._groups.values():
             out += group.decode()
