@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _CONNECT_S = 5.0
 _NOTICE_S = 0.3
+_IDLE_S = 2.0
+"""Connections idle for longer are not used again: engines close them after 5 s, unannounced."""
 _LINE_BYTES = 2**20
 _ONE_TOKEN = Request((1,), Sampling(max_tokens=1, temperature=0.0))
 
@@ -110,7 +112,7 @@ class ServedEngine:
         import aiohttp
 
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             read_bufsize=_LINE_BYTES,
         )
