@@ -1,6 +1,7 @@
 """Environments: what is refused before anything is fetched, steps, resumption, list and doctor."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,15 @@ def test_an_environment_counts_when_it_is_whole(own_home: Path) -> None:
 
 def test_the_list_names_environments_and_running_engines(own_home: Path) -> None:
     me = sessions.me()
-    leader = sessions.identify(int(Path("/proc/self/stat").read_text().split()[5]))
-    assert leader
     gone = sessions.Identity(me.pid, 1, me.boot)
-    state.write_state(
-        state.folder() / "a.json", state.EngineState("vllm", "k", leader, gone, 21007, "/log")
-    )
-    found = inspect.list_engines(EngineListJob(), ignore)
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as engine:
+        leader = sessions.identify(engine.pid)
+        assert leader
+        state.write_state(
+            state.folder() / "a.json", state.EngineState("vllm", "k", leader, gone, 21007, "/log")
+        )
+        found = inspect.list_engines(EngineListJob(), ignore)
+        engine.kill()
     assert [row.name for row in found.environments] == list(environments.RECIPES)
     (row,) = found.running
     assert (row.engine, row.port, row.owner) == ("vllm", 21007, None)
