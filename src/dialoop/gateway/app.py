@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from dialoop.core.errors import DialoopError
@@ -15,12 +17,12 @@ from dialoop.serve.failure import ApiError, from_error
 from dialoop.serve.http import Gone
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from dialoop.gateway.parts import Parts
     from dialoop.serve.http import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
+
+Handler = Callable[[Visit], Awaitable[None]]
 
 _OPEN = frozenset({"/live", "/ready", "/health", "/health/live", "/health/ready", "/metrics"})
 """Paths that need no key."""
@@ -39,27 +41,40 @@ class App:
         self._created = int(time.time())
         self.is_draining = False
         self.num_open = 0
-        self._completions = Completions(self)
-        self._gets: dict[str, Callable[[Visit], Awaitable[None]]] = {
-            "/v1/models": self._models,
-            "/live": self._live,
-            "/health/live": self._live,
-            "/ready": self._ready,
-            "/health": self._ready,
-            "/health/ready": self._ready,
-            "/metrics": self._metrics,
-        }
-        self._posts: dict[str, Callable[[Visit], Awaitable[None]]] = dict.fromkeys(
-            KINDS, self._completions.answer
-        )
+        self.completions = Completions(self)
+        self._routes: dict[str, dict[str, Handler]] = {}
+        """By path, then by method."""
+        self._patterns: list[tuple[re.Pattern[str], str, dict[str, Handler]]] = []
+        """Paths with names in them, and how metrics call them."""
+        for path in KINDS:
+            self.route("POST", path, self.completions.answer)
+        self.route("GET", "/v1/models", self._models)
+        self.route("GET", "/v1/models/{name:.+}", self._model)
+        for path in ("/live", "/health/live"):
+            self.route("GET", path, self._live)
+        for path in ("/ready", "/health", "/health/ready"):
+            self.route("GET", path, self._ready)
+        self.route("GET", "/metrics", self._metrics)
+
+    def route(self, method: str, path: str, handler: Handler) -> None:
+        """Answer a path; `{name}` stands for one part of it, found in `Visit.names`."""
+        if "{" not in path:
+            self._routes.setdefault(path, {})[method] = handler
+            return
+        named = re.sub(r"\{(\w+)(?::([^}]+))?\}", lambda m: f"(?P<{m[1]}>{m[2] or '[^/]+'})", path)
+        for _, other, methods in self._patterns:
+            if other == path:
+                methods[method] = handler
+                return
+        self._patterns.append((re.compile(named), path, {method: handler}))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; what ASGI calls."""
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served, got {scope['type']}")
         parts = self.parts
-        loop = asyncio.get_running_loop()
-        visit = self._visit(scope, receive, send, loop.time())
+        asyncio.get_running_loop()
+        visit = self._visit(scope, receive, send, time.monotonic())
         self.num_open += 1
         try:
             await self._route(visit)
@@ -76,10 +91,9 @@ class App:
             await visit.reply.error(ApiError(500, "the gateway has a bug; its log says more"))
         finally:
             self.num_open -= 1
-            path: str = scope["path"]
-            known = path if path in self._gets or path in self._posts else "other"
-            parts.metrics.count(known, visit.call, visit.status, loop.time())
-            parts.tell(visit, known, loop.time())
+            now = time.monotonic()
+            parts.metrics.count(visit.path, visit.call, visit.status, now)
+            parts.tell(visit, now)
 
     def _visit(self, scope: Scope, receive: Receive, send: Send, now: float) -> Visit:
         given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
@@ -112,17 +126,27 @@ class App:
             return
         if path not in _OPEN:
             visit.key = self.parts.find_key(visit.header(b"authorization"))
-        table = {"GET": self._gets, "HEAD": self._gets, "POST": self._posts}.get(method, {})
-        if handler := table.get(path):
-            await handler(visit)
-        elif method == "GET" and path.startswith("/v1/models/"):
-            name = path.removeprefix("/v1/models/")
-            model = self.parts.pool.find(name)
-            await visit.reply.json(self._card(model.name))
-        elif path in self._gets or path in self._posts:
-            raise ApiError(405, f"{method} is not allowed on {path}")
-        else:
-            raise ApiError(404, f"nothing is served at {path[:200]}")
+        methods = self._find(visit, path)
+        handler = methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            allowed = ", ".join(sorted(methods))
+            raise ApiError(405, f"{method} is not allowed on {path[:200]} (allowed: {allowed})")
+        await handler(visit)
+
+    def _find(self, visit: Visit, path: str) -> dict[str, Handler]:
+        """What answers a path; also tells the visit its names and how metrics call the path.
+
+        Raises:
+            ApiError: nothing does.
+        """
+        if methods := self._routes.get(path):
+            visit.path = path
+            return methods
+        for pattern, label, methods in self._patterns:
+            if found := pattern.fullmatch(path):
+                visit.path, visit.names = label, found.groupdict()
+                return methods
+        raise ApiError(404, f"nothing is served at {path[:200]}")
 
     async def _preflight(self, visit: Visit) -> None:
         visit.reply.more += [
@@ -137,6 +161,10 @@ class App:
         key = visit.key
         seen = [n for n in names if key is None or key.models is None or n in key.models]
         await visit.reply.json({"object": "list", "data": [self._card(name) for name in seen]})
+
+    async def _model(self, visit: Visit) -> None:
+        model = self.parts.pool.find(visit.names["name"])
+        await visit.reply.json(self._card(model.name))
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "dialoop"}

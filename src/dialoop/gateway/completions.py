@@ -7,6 +7,7 @@ token, in the stream, in a whole answer. Every stream ends with an event that te
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -180,7 +181,7 @@ def _note_block(visit: Visit, passing: Filter, parts: Parts) -> None:
 
 def _tell(visit: Visit, call: Call, parts: Parts) -> None:
     """Headers that say what the gateway did, before the first byte."""
-    now = asyncio.get_running_loop().time()
+    now = time.monotonic()
     overhead = max(0.0, now - call.began - call.queue_s - call.upstream_s)
     parts.metrics.overhead(overhead)
     visit.reply.more += [

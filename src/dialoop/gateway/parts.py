@@ -44,7 +44,7 @@ class Parts:
         """A block in which a request counts against the limits of its key."""
         yield
 
-    def tell(self, visit: Visit, path: str, now: float) -> None:
+    def tell(self, visit: Visit, now: float) -> None:
         """A request has ended: to logs and traces."""
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
@@ -130,7 +131,7 @@ class Pool:
 
     def is_served(self, model: Model) -> bool:
         """Whether any engine could answer now."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         return any(one.is_available(now) for group in model.groups for one in group.engines)
 
     async def lease(self, model: Model, key: int | None, tried: frozenset[Upstream]) -> Lease:
@@ -148,11 +149,11 @@ class Pool:
         if len(self._line) >= self._job.sizes.max_waiting:
             raise _busy("too many requests wait already")
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._job.patience.queue_s
+        deadline = time.monotonic() + self._job.patience.queue_s
         place = _Place(model, loop.create_future())
         self._line.append(place)
         try:
-            while (left := deadline - loop.time()) > 0:
+            while (left := deadline - time.monotonic()) > 0:
                 # engines may also come and go, so it is asked again in between
                 await asyncio.wait((place.free,), timeout=min(left, _LOOK_S))
                 if found := self._try(model, key, tried):
@@ -170,7 +171,7 @@ class Pool:
 
     def _try(self, model: Model, key: int, tried: frozenset[Upstream]) -> Lease | None:
         """A place now; None where all that may be asked are full."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         groups = [
             (group, able)
             for group in model.groups
@@ -225,7 +226,7 @@ class Pool:
 
     def _rescue(self, engine: Upstream) -> None:
         """Ask others what a dead engine has not begun to answer, where there are others."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         groups = [group for model in self.models().values() for group in model.groups]
         if any(
             other is not engine and other.is_available(now)

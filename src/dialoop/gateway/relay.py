@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -92,7 +93,7 @@ class Relay:
 
     async def _tried(self, call: Call, attempt: Callable[[Call, Lease], Awaitable[T]]) -> T:
         """The first attempt that gives an answer; its lease is then the attempt's own."""
-        clock = asyncio.get_running_loop().time
+        clock = time.monotonic
         problems: list[str] = []
         error: ApiError | None = None
         for model in self._models(call):
@@ -175,7 +176,7 @@ class Relay:
             if choice.get("finish_reason", "none") in (None, *_FAILED_REASONS):
                 raise EngineError("its answer does not say how it ended")
         call.usage.learn(found.get("usage"))
-        clock = asyncio.get_running_loop().time()
+        clock = time.monotonic()
         lease.engine.heard_at = call.last_at = clock
         call.first_at = call.first_at or clock
         lease.engine.breaker.succeed()
@@ -183,7 +184,7 @@ class Relay:
         return found, data
 
     async def _begin(self, call: Call, lease: Lease) -> Answer:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         limit = min(now + self._patience.first_token_s, call.deadline)
         response = await self._post(call, lease, limit)
         answer = Answer(call, lease, response, self._pool, self._patience)
@@ -252,7 +253,7 @@ class Answer:
         Raises:
             CutError: the engine failed, or stopped without saying why.
         """
-        self._limit = min(self._loop.time() + self._stall_s, self._call.deadline)
+        self._limit = min(time.monotonic() + self._stall_s, self._call.deadline)
         held, self._held = self._held, []
         yield held
         try:
@@ -269,7 +270,7 @@ class Answer:
 
     async def finish(self) -> None:
         """Let the engine end its response, so that its connection can be used again."""
-        self._limit = self._loop.time() + _TAIL_S
+        self._limit = time.monotonic() + _TAIL_S
         with suppress(WireError):
             while await self._response.next():
                 pass
@@ -280,7 +281,7 @@ class Answer:
             return
         breaker = self._lease.engine.breaker
         if self._is_failed:
-            breaker.fail(self._loop.time())
+            breaker.fail(time.monotonic())
         else:
             breaker.succeed()
         self._pool.release(self._lease)
@@ -337,7 +338,7 @@ class Answer:
             elif not _has_content(choice):
                 continue
             self._has_content = True
-            call, now = self._call, self._loop.time()
+            call, now = self._call, time.monotonic()
             call.first_at = call.first_at or now
             self._lease.engine.heard_at = call.last_at = now
             self._limit = min(now + self._stall_s, call.deadline)
@@ -347,10 +348,10 @@ class Answer:
         self._timer = self._loop.call_at(self._limit, self._look)
 
     def _look(self) -> None:
-        if self._loop.time() < self._limit:
+        if time.monotonic() < self._limit:
             self._arm()
             return
-        late = self._loop.time() >= self._call.deadline
+        late = time.monotonic() >= self._call.deadline
         what = "the answer took longer than it may" if late else "nothing came for too long"
         self._response.fail(LateError(what))
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -124,7 +125,7 @@ class Parent:
     async def run(self) -> GatewayResult:
         """Serve until the end."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         listening, has_old = self._listen()
         port = listening.getsockname()[1]
         scheme = "https" if self._job.tls_certificate else "http"
@@ -147,7 +148,7 @@ class Parent:
             await desk.close()
             await self._stop()
             shutil.rmtree(self._folder, ignore_errors=True)
-        return GatewayResult(url=self._url, seconds=round(loop.time() - began, 1))
+        return GatewayResult(url=self._url, seconds=round(time.monotonic() - began, 1))
 
     def _listen(self) -> tuple[socket.socket, bool]:
         """The socket: a new one, or that of the gateway that is replaced."""
@@ -199,8 +200,8 @@ class Parent:
 
     async def _keep(self, child: _Child, listening: socket.socket) -> None:
         """Start another worker when one dies; sooner the longer it lived."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        asyncio.get_running_loop()
+        began = time.monotonic()
         code = await child.process.wait()
         child.writer.close()
         self._forget_numbers(child.process.pid)
@@ -209,9 +210,9 @@ class Parent:
         self._emit(Note(f"worker {child.index} ended with {code} and is started again", "warning"))
         self._restarts += 1
         while not self._stopping.is_set():
-            if loop.time() - began < 5:
+            if time.monotonic() - began < 5:
                 await asyncio.sleep(1)
-            began = loop.time()
+            began = time.monotonic()
             try:
                 await self._spawn(child.index, listening)
             except DialoopError as error:

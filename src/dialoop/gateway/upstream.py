@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +105,8 @@ class Upstream:
 
     async def check(self) -> None:
         """One check now; what it finds is `is_healthy`."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        asyncio.get_running_loop()
+        began = time.monotonic()
         problem = ""
         try:
             async with asyncio.timeout(self._health.timeout_s):
@@ -136,13 +137,13 @@ class Upstream:
         self.died(self)
 
     async def _check_always(self) -> None:
-        loop = asyncio.get_running_loop()
+        asyncio.get_running_loop()
         interval = self._health.interval_s
         if self._health.probe == "none":
             await self.check_models_once()
             return
         while True:
-            fresh = loop.time() - self.heard_at < interval and self.is_healthy and self.models
+            fresh = time.monotonic() - self.heard_at < interval and self.is_healthy and self.models
             if not fresh:
                 await self.check()
             await asyncio.sleep(interval)
@@ -183,7 +184,7 @@ class Upstream:
             status = await self._embed_word()
         if status >= 500 or status in (401, 403):
             raise ValueError(f"a check got status {status}")
-        self.heard_at = asyncio.get_running_loop().time()
+        self.heard_at = time.monotonic()
 
     async def _embed_word(self) -> int:
         """For engines that only embed or rerank; those that do neither have answered with 4xx."""

@@ -44,6 +44,10 @@ class Visit:
     id: str
     began: float
     """The loop's clock."""
+    path: str = "other"
+    """As metrics call it: with the names of its parts, not the parts."""
+    names: dict[str, str] = field(default_factory=dict[str, str])
+    """Parts of the path, by the names that its route gives them."""
     key: Key | None = None
     call: Call | None = None
     is_gone: bool = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl as tls
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any, cast
@@ -110,7 +111,7 @@ class Wire:
             self._pending.discard(connection)
 
     def _kept(self) -> _Connection | None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._idle:
             since, connection = self._idle.pop()
             if connection.is_open and now - since < _IDLE_S:
@@ -135,7 +136,7 @@ class Wire:
         return connection
 
     def _keep(self, connection: _Connection) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._idle and now - self._idle[0][0] >= _IDLE_S:
             self._idle.popleft()[1].abort()
         self._idle.append((now, connection))

@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +51,11 @@ class Server(uvicorn.Server):
 
     async def empty(self, limit_s: float) -> None:
         """Wait until no connection is left; idle ones are closed after a while."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        connections: set[Any] = self.server_state.connections  # pyright: ignore[reportAssignmentType]
-        while connections and loop.time() - began < limit_s:
-            if loop.time() - began > _LINGER_S:
+        asyncio.get_running_loop()
+        began = time.monotonic()
+        connections: set[Any] = self.server_state.connections
+        while connections and time.monotonic() - began < limit_s:
+            if time.monotonic() - began > _LINGER_S:
                 for one in list(connections):
                     if one.cycle is None or one.cycle.response_complete:
                         one.transport.close()
@@ -141,11 +142,11 @@ class Worker:
         await self.app.parts.close()
 
     async def _measure_lag(self) -> None:
-        loop = asyncio.get_running_loop()
+        asyncio.get_running_loop()
         while True:
-            expected = loop.time() + _LAG_S
+            expected = time.monotonic() + _LAG_S
             await asyncio.sleep(_LAG_S)
-            self.app.parts.metrics.loop_lag.observe(max(0.0, loop.time() - expected))
+            self.app.parts.metrics.loop_lag.observe(max(0.0, time.monotonic() - expected))
 
 
 def main() -> None:
