@@ -1,1 +1,1 @@
-"""The gateway: keys, limits, sessions and routing in front of engines that speak OpenAI's API."""
+"""The dialogue service: keys, limits, routing, sessions and truthful streams before any engines."""
