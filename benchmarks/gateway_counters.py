@@ -21,9 +21,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dialoop.gateway.cache.key import Origin, cache_key, is_cacheable
 from dialoop.gateway.cache.memory import MemoryCache
 from dialoop.gateway.cache.redis import RedisCache
+from dialoop.gateway.cache.semantic import SemanticCache
 from dialoop.gateway.keys import KeyLimits
 from dialoop.gateway.limits import Admission, Counters
 from dialoop.gateway.limits.redis import RedisCounters
@@ -178,6 +181,16 @@ async def cache(num: int) -> dict[str, Any]:
     key = cache_key(ORIGIN, BODY)
     await store.put(key, b"x" * 2000, 600)
 
+    rows = np.random.default_rng(0).standard_normal((2000, 768)).astype(np.float32)
+    at = [0]
+
+    async def embed(_: str) -> Any:
+        return rows[at[0]]
+
+    similar = SemanticCache(embed, threshold=0.95)
+    for at[0] in range(len(rows)):
+        similar.put(await similar.get(b"group", ""), b"x", 600)
+
     async def make_key() -> None:
         if is_cacheable(BODY):
             cache_key(ORIGIN, BODY)
@@ -185,6 +198,7 @@ async def cache(num: int) -> dict[str, Any]:
     return {
         "key": await timed(num, 1, make_key),
         "get": await timed(num, 1, lambda: store.get(key)),
+        "similar of 2,000": await timed(num // 20, 1, lambda: similar.get(b"group", "")),
         "put": await timed(num, 1, lambda: store.put(key, b"x" * 2000, 600)),
     }
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import socket
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from tests.gateway.redis_server import RedisServer, until_up
@@ -162,3 +166,47 @@ def test_outages_are_told_once_and_no_task_is_left(
     with caplog.at_level(logging.WARNING):
         asyncio.run(main())
     assert caplog.text.count("lost Redis at") == 1
+
+
+def test_unix_sockets_and_tls_are_spoken(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis, openssl = shutil.which("redis-server"), shutil.which("openssl")
+    if redis is None or openssl is None:
+        pytest.skip("redis-server or openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj"]
+    made += ["/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made += ["-keyout", str(folder / "key"), "-out", str(folder / "cert")]
+    subprocess.run(made, check=True, capture_output=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [redis, "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    words += ["--tls-cert-file", str(folder / "cert"), "--tls-key-file", str(folder / "key")]
+    words += ["--tls-auth-clients", "no", "--tls-ca-cert-file", str(folder / "cert")]
+    path = Path(f"/tmp/dialoop-{port}.sock")  # the path of a socket is short
+    server = subprocess.Popen([*words, "--unixsocket", str(path)], stdout=subprocess.DEVNULL)
+
+    async def is_reached(url: str) -> bool:
+        client = RedisClient(url, timeout_s=0.5, probe_s=0.1)
+        await client.open()
+        is_up = client.is_up and await client.call("PING") == b"PONG"
+        await client.close()
+        return is_up
+
+    async def main() -> None:
+        async with asyncio.timeout(10):
+            while not await is_reached(f"unix://{path}"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert not await is_reached(f"rediss://localhost:{port}"), "nobody vouches for it"
+        monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert"))
+        assert await is_reached(f"rediss://localhost:{port}")
+        assert not await is_reached(f"rediss://127.0.0.1:{port}"), "another name"
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.kill()
+        server.wait(10)
+        path.unlink(missing_ok=True)

@@ -121,3 +121,26 @@ def test_a_tenant_is_cleared_alone() -> None:
         assert (await cache.get(other, "reset")).value is None
 
     asyncio.run(main())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"a", b"b"]), st.sampled_from(sorted(WORDS)), st.booleans()),
+        max_size=40,
+    )
+)
+def test_rows_follow_their_entries_when_others_go(steps: list[tuple[bytes, str, bool]]) -> None:
+    """Puts and hits in any order: what is found is always an answer to the word asked."""
+
+    async def main() -> None:
+        cache = SemanticCache(embed, threshold=0.9, max_entries=3)
+        for group, word, is_put in steps:
+            asked = await cache.get(group, word)
+            meaning = group + b"%d" % WORDS[word]
+            assert asked.value in (None, meaning)
+            if is_put:
+                cache.put(asked, meaning, 60)
+                assert (await cache.get(group, word)).value == meaning
+
+    asyncio.run(main())

@@ -229,3 +229,22 @@ def test_a_clock_of_redis_that_was_set_back_blocks_a_key_for_a_minute_at_most(
             assert found.retry_after_s <= 61
 
     asyncio.run(main())
+
+
+def test_a_request_that_is_given_up_while_it_is_asked_for_leaves_no_place(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with gateway(redis_server.url, tmp_path) as (_, counters):
+            limits = KeyLimits(concurrent=1)
+            for _ in range(20):
+                asked = asyncio.ensure_future(counters.admit("k", limits, 1))
+                await asyncio.sleep(0)
+                asked.cancel()
+                await asyncio.wait([asked])
+                assert asked.cancelled()
+            found = await counters.admit("k", limits, 1)
+            assert isinstance(found, Admission)
+            assert found.home is counters
+
+    asyncio.run(main())

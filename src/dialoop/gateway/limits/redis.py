@@ -180,6 +180,10 @@ class RedisCounters(Counters):
             )
         except UpstreamError:
             return await self._admit_here(key_id, limits, tokens)
+        except asyncio.CancelledError:
+            # nobody will release it; this comes after the script on the same connection
+            self._client.post("ZREM", self._places(key_id), self._lease(number))
+            raise
         used = Used(
             reply[2],
             reply[3],
