@@ -24,7 +24,8 @@ class ContextPolicy(Spec, frozen=True):
     """Newest turns that are always sent; a request where they do not fit is refused. A turn is a
     message of the user with all that follows up to the next one."""
     summary_tokens: int | None = Field(default=None, ge=32)
-    """Tokens for the summary; three tenths of the window unless given."""
+    """Tokens for the summary; two fifths of the window, at most
+    4096, unless given."""
     image_tokens: int | None = Field(default=None, ge=1)
     """Tokens of an image; computed from its size as InternVL does unless given."""
 
@@ -36,4 +37,4 @@ class ContextPolicy(Spec, frozen=True):
         """Tokens that a summary may have; 0 where none is written."""
         if self.strategy != "summarize":
             return 0
-        return self.summary_tokens or max(32, window * 3 // 10)
+        return self.summary_tokens or max(32, min(window * 2 // 5, 4096))
