@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenUse:
+class Usage:
     """What one request used."""
 
     requests: int = 1
@@ -86,7 +86,7 @@ class QuotaBook:
             return _spent("day", most_day, used_day, _next_day(now) - now)
         return None
 
-    def add(self, key_id: str, day: str, usage: TokenUse) -> None:
+    def add(self, key_id: str, day: str, usage: Usage) -> None:
         """Count what a request used.
 
         Args:
@@ -117,7 +117,7 @@ class QuotaBook:
     def restore(self, rows: Iterable[UsageRow]) -> None:
         """Take back what could not be written."""
         for key_id, day, requests, prompt, completion, cached in rows:
-            self.add(key_id, day, TokenUse(requests, prompt, completion, cached))
+            self.add(key_id, day, Usage(requests, prompt, completion, cached))
             known = self._keys[key_id]
             known.drained[day] = max(0, known.drained.get(day, 0) - prompt - completion)
 
