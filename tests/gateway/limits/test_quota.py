@@ -59,6 +59,7 @@ def test_what_is_being_written_counts_once() -> None:
     clock = Clock(2026, 11, 24)
     book = QuotaBook(clock=clock)
     limited = key(day=100)
+    assert book.check(limited) is None
     book.add("k", "2026-11-24", Usage(1, 50, 10, 5))
     assert book.drain() == [("k", "2026-11-24", 1, 50, 10, 5)]
     assert book.drain() == []
@@ -94,8 +95,28 @@ def test_totals_that_are_too_old_close_the_key_and_only_such() -> None:
     assert book.check(key(day=1000)) is None
 
 
+def test_only_keys_with_a_quota_that_ask_are_wanted() -> None:
+    clock = Clock(2026, 11, 24)
+    book = QuotaBook(grace_s=300, clock=clock)
+    book.add("other", "2026-11-24", Usage(1, 50, 10))
+    assert book.check(key(day=100)) is None
+    assert book.keys() == ["k"]
+    assert book.drain() == [("other", "2026-11-24", 1, 50, 10, 0)]
+    book.learn("k", "2026-11-24", 99, 99)
+    clock.now += 3600
+    assert book.keys() == [], "it has not asked for an hour"
+    assert book.check(key(day=100)) is None, "its numbers are old, and asked for from now on"
+    assert book.check(key(day=99)) is not None
+    assert book.keys() == ["k"]
+    clock.now += 301
+    error = book.check(key(day=100))
+    assert error is not None
+    assert error.status == 503
+
+
 def test_a_forgotten_key_loses_nothing_that_is_to_be_written() -> None:
     book = QuotaBook(clock=Clock(2026, 11, 24))
+    assert book.check(key(day=100)) is None
     book.add("k", "2026-11-24", Usage(1, 1, 1))
     book.forget("k")
     assert len(book.drain()) == 1
