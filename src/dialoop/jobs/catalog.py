@@ -178,6 +178,24 @@ CATALOG: dict[str, JobKind] = {
         group="Use",
         also=("deploy",),
     ),
+    "gateway": JobKind(
+        spec="dialoop.gateway.spec:GatewayJob",
+        run="dialoop.gateway.run:run",
+        summary="engines behind one governed URL: keys, limits, routing, sessions",
+        group="Use",
+    ),
+    "gateway reload": JobKind(
+        spec="dialoop.gateway.spec:ReloadJob",
+        run="dialoop.gateway.run:reload",
+        summary="a new configuration for a running gateway, without a dropped stream",
+        group="Use",
+    ),
+    "gateway status": JobKind(
+        spec="dialoop.gateway.spec:StatusJob",
+        run="dialoop.gateway.run:status",
+        summary="how a running gateway is",
+        group="Use",
+    ),
     "keys create": JobKind(
         spec="dialoop.gateway.keys_spec:CreateKeyJob",
         run="dialoop.gateway.keys_run:create",
