@@ -149,6 +149,18 @@ def test_usage_adds_up(url: str) -> None:
     with_database(url, work)
 
 
+def test_several_keys_are_summed_together(url: str) -> None:
+    async def work(database: Database) -> None:
+        usage = Usage(database)
+        await usage.add([(key_id, f"2026-01-0{n}", 1, n, 1, 1) for key_id in "abc" for n in (1, 2)])
+        found = await usage.totals_by_key(["a", "b", "z"], "2026-01-01")
+        assert found == dict.fromkeys("ab", UsageTotals(2, 3, 2, 2))
+        assert await usage.totals_by_key(["c"], "2026-01-02") == {"c": UsageTotals(1, 2, 1, 1)}
+        assert await usage.totals_by_key([], "2026-01-01") == {}
+
+    with_database(url, work)
+
+
 def test_usage_that_is_added_at_once_is_all_counted(url: str) -> None:
     async def work(database: Database) -> None:
         usage = Usage(database)
