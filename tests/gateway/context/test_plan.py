@@ -243,6 +243,17 @@ def test_a_summary_of_an_edited_dialogue_is_not_used(counter: TemplateCounter) -
     assert "7000" not in made.messages[0]["content"]
 
 
+def test_turns_of_a_stored_summary_stay_out_of_a_larger_window(counter: TemplateCounter) -> None:
+    messages = long_dialogue(30)
+    old = Summary("key number 0 is 7000", 12, digest(messages[1:25]))
+    made = plan(Dialogue(messages), ContextPolicy(window_tokens=4096), counter, old)
+    assert made.count("summarized") == 24
+    assert list(made.messages[1:]) == messages[25:]
+    assert (
+        plan(Dialogue(messages), ContextPolicy(strategy="drop"), counter, old).count("kept") == 61
+    )
+
+
 def test_a_summary_that_is_too_long_is_cut_and_told(counter: TemplateCounter) -> None:
     messages = long_dialogue(30)
     policy = ContextPolicy(window_tokens=600, answer_tokens=100, summary_tokens=200)

@@ -126,7 +126,7 @@ def outline(
         summary: what was made before; the turns that it stands for stay out.
 
     Raises:
-        ApiError: 400 `context_length_exceeded` when what must be sent does not fit.
+        ApiError: the messages cannot be read.
     """
     messages, window = dialogue.messages, window_of(policy, counter)
     system, turns = cut(messages)
@@ -151,9 +151,6 @@ def outline(
         start=0,
         summary_room=0,
     )
-    must = found.fixed + found.tokens_from(found.last_start)
-    if must > hard_limit:
-        raise too_long(found, found.last_start, must)
     return _with_start(found, policy, summary)
 
 
@@ -191,10 +188,7 @@ def belonging(summary: Summary | None, found: Outline) -> Summary | None:
 
 def _with_start(found: Outline, policy: ContextPolicy, summary: Summary | None) -> Outline:
     """Choose the first turn that is sent."""
-    whole = found.fixed + found.tokens_from(0)
     if policy.strategy == "refuse":
-        if whole > found.hard_limit:
-            raise too_long(found, 0, whole)
         return replace(found, limit=found.hard_limit, last_start=0)
     room = policy.summary_room(found.window)
     history = found.limit - found.fixed
