@@ -290,6 +290,19 @@ def test_a_template_whose_sum_is_too_low_is_caught_by_the_whole(counter: Templat
     assert 250 <= made.tokens == counter.whole(made.messages, ()) <= 300
 
 
+def test_a_summary_gives_way_before_a_request_is_refused(counter: TemplateCounter) -> None:
+    class Surprised(TemplateCounter):
+        def whole(self, messages: Any, tools: Any) -> int:
+            is_prompt = len(messages) > 2 and "Notes on" in text_of(messages[0])
+            return super().whole(messages, tools) + 500 * is_prompt
+
+    messages = long_dialogue(30)
+    surprised = Surprised(counter._template, window_tokens=600)
+    old = Summary("key number 0 is 7000", 20, digest(messages[1:41]))
+    assert plan(Dialogue(messages), ContextPolicy(), surprised, old).summary is None
+    assert plan(Dialogue(messages), ContextPolicy(window_tokens=600), counter, old).summary == old
+
+
 def test_estimates_say_that_they_are(counter: TemplateCounter) -> None:
     made = plan(Dialogue(long_dialogue(3)), ContextPolicy(), EstimateCounter(4096))
     assert made.header.endswith("window=4096;estimate=1")
