@@ -49,7 +49,9 @@ _QUOTED = re.compile(r"《[^》]{1,40}》|“[^”]{1,60}”|\"[^\"]{1,60}\"|「
 _WORD = re.compile(r"[A-Za-z0-9@_$%][\w@.$%'\u2019/-]*")
 _HAN = re.compile(r"[\u4e00-\u9fff]+")
 _LISTED = re.compile(r"[\u4e00-\u9fff\u00b7]{2,10}(?=、)|(?<=、)[\u4e00-\u9fff\u00b7]{2,10}")
-_COUNTED = re.compile(r"[二三四五六七八九十百千万两半\d]+[\u4e00-\u9fff]{1,2}|一个?(?:小时|月|年|周|半)")
+_COUNTED = re.compile(
+    r"[二三四五六七八九十百千万两半\d]+[\u4e00-\u9fff]{1,2}|一个?(?:小时|月|年|周|半)"
+)
 """Numbers with what they count."""
 _SELF = re.compile(
     r"\b(?:I am|I'm|my name|I (?:really )?(?:like|love|enjoy|prefer|want|plan|live|work)|my favou?rite)\b|"
@@ -151,7 +153,9 @@ def _clauses(messages: Sequence[Json], count: Callable[[str], int]) -> Iterator[
         weight *= SELF_WEIGHT if is_user and _SELF.search(piece) else 1.0
         plain = 1.0 if is_user else ADVICE_WEIGHT
         weights = {
-            name: weight * (fact if fact > 1 else plain * fact) * math.log1p(len(found) / seen[name])
+            name: weight
+            * (fact if fact > 1 else plain * fact)
+            * math.log1p(len(found) / seen[name])
             for name, fact in facts.items()
         }
         yield _Clause(order, number, text, weights, count(text) + 2)

@@ -329,8 +329,10 @@ def _shortened(
             fits = middle
         else:
             breaks = middle
-    told = [f"the summary was cut to {fits} of {len(lines)} lines: it may have "
-            f"{found.summary_room} tokens"]
+    told = [
+        f"the summary was cut to {fits} of {len(lines)} lines: it may have "
+        f"{found.summary_room} tokens"
+    ]
     return (replace(summary, text="\n".join(lines[:fits])) if fits else None), told
 
 
@@ -410,8 +412,10 @@ def _parts(
     if summary is not None:
         size = _summary_tokens(found, summary, counter)
         yield Part("summary", size, "kept", f"stands for the first {summary.num_turns} turns")
-    listed = {place: Part(f"messages[{place}]", size, "kept", "system messages are always sent")
-              for place, size in sizes.items()}
+    listed = {
+        place: Part(f"messages[{place}]", size, "kept", "system messages are always sent")
+        for place, size in sizes.items()
+    }
     for number, (turn, counts) in enumerate(zip(found.turns, found.counts, strict=True)):
         fate, reason = _fate(number, found, start, summary, policy)
         for place, size in zip(turn, counts, strict=True):
