@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,11 @@ from dialoop.gateway.spec import GatewayJob
 from dialoop.gateway.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
 
 Json = dict[str, Any]
-CUT = object()
+CUT: Any = None
 """In a script: the connection breaks here."""
 MODEL = "m"
 
@@ -110,7 +110,7 @@ class Engine:
         for step in self.script:
             if callable(step):
                 await step()
-            elif step is not CUT:
+            elif step:
                 gathered.add(step)
         return gathered.completion() | {"usage": USAGE}
 

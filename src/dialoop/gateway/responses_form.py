@@ -234,7 +234,7 @@ class ResponseForm:
         event = {"output_index": self._place(item), "item": item}
         return told + self._frame("response.output_item.done", event)
 
-    def _tell(self, name: str, item: Json, *, is_part: bool = True, **more: Any) -> bytes:
+    def _tell(self, name: str, item: Json, /, *, is_part: bool = True, **more: Any) -> bytes:
         event: Json = {"item_id": item["id"], "output_index": self._place(item)}
         if is_part:
             event["content_index"] = len(item["content"]) - 1
