@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialoop.core.errors import DialoopError
 from dialoop.gateway import tracing
-from dialoop.gateway.limits.quota import QuotaBook, Usage, day_of
+from dialoop.gateway.limits.quota import QuotaBook, TokenUse, day_of
 
 if TYPE_CHECKING:
     from dialoop.gateway.database import Database
@@ -73,7 +73,7 @@ class Books:
         offset = tracing.wall_offset()
         call, key = visit.call, visit.key
         if key and call and call.num_attempts:
-            usage = Usage(1, call.usage.prompt, call.usage.completion, call.usage.cached)
+            usage = TokenUse(1, call.usage.prompt, call.usage.completion, call.usage.cached)
             self.quotas.add(key.id, day_of(now + offset), usage)
         found: dict[str, Any] | None = None
         if self._access:
@@ -130,6 +130,7 @@ class Books:
         self._traces.append(trace)
 
     async def _write(self, database: Database) -> None:
+        from dialoop.gateway.store.responses import Responses
         from dialoop.gateway.store.traces import Traces
         from dialoop.gateway.store.usage import Usage as UsageTable
 
@@ -148,6 +149,7 @@ class Books:
             self._traces.popleft()
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY_S:
             self._pruned_at = time.monotonic()
+            await Responses(database).prune()
             await traces.prune(time.time() - self._settings.keep_days * 86_400)
 
     async def _learn(self, table: UsageTable) -> None:

@@ -8,11 +8,13 @@ from pydantic import Field
 
 from dialoop.core.schema import Spec
 
+Strategy = Literal["refuse", "drop", "summarize"]
+
 
 class ContextPolicy(Spec, frozen=True):
     """How a dialogue that is longer than the model's window is sent."""
 
-    strategy: Literal["refuse", "drop", "summarize"] = "summarize"
+    strategy: Strategy = "summarize"
     """`refuse` answers with status 400; `drop` leaves the oldest turns out; `summarize` leaves them
     out, too, and sends a summary of them."""
     window_tokens: int | None = Field(default=None, ge=64)
