@@ -26,7 +26,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import httptools
 import orjson
@@ -500,11 +500,8 @@ class RunningEngine:
             return orjson.loads(connection.getresponse().read())
 
 
-@contextlib.contextmanager
-def running(
-    name: str = "engine", *, port: int = 0, cpu: int | None = None
-) -> Generator[RunningEngine]:
-    """An engine in a process of its own, which ends with the block.
+def start(name: str = "engine", *, port: int = 0, cpu: int | None = None) -> RunningEngine:
+    """Start an engine in a process of its own, which the caller ends; it listens on return.
 
     Args:
         name: part of the ids of its answers.
@@ -514,12 +511,18 @@ def running(
     command = [sys.executable, str(Path(__file__)), "--name", name, "--port", str(port)]
     with on_cpu(cpu):
         process = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: S603  this file
-    with process:
-        try:
-            port = int(process.stdout.readline()) if process.stdout else 0
-            yield RunningEngine(name, port, process)
-        finally:
-            process.kill()
+    with cast("IO[bytes]", process.stdout) as told:
+        return RunningEngine(name, int(told.readline()), process)
+
+
+@contextlib.contextmanager
+def running(name: str = "engine", *, cpu: int | None = None) -> Generator[RunningEngine]:
+    """An engine in a process of its own, which ends with the block; see `start`."""
+    engine = start(name, cpu=cpu)
+    try:
+        yield engine
+    finally:
+        engine.signal(signal.SIGKILL)
 
 
 @contextlib.contextmanager

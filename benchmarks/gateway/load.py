@@ -62,8 +62,11 @@ class Target:
     def request(self) -> bytes:
         """The request's bytes, `_NUMBER` in its question."""
         content = f"Question {_NUMBER.decode()}: what does the lighthouse keeper do all day?"
-        body: dict[str, object] = {"model": self.model}
-        body["messages"] = [{"role": "user", "content": content}]
+        return self.asking([{"role": "user", "content": content}])
+
+    def asking(self, messages: list[dict[str, str]]) -> bytes:
+        """The bytes of a request with these messages."""
+        body: dict[str, object] = {"model": self.model, "messages": messages}
         if self.stream:
             body["stream"] = True
         if self.max_tokens:
@@ -88,6 +91,8 @@ class Reply:
     body: bytes = b""
     ended: bool = False
     """The HTTP message is complete."""
+    began: float = math.nan
+    """When it was asked for, on `time.perf_counter`."""
     first_s: float = math.nan
     """From the request to the first byte with words of the answer."""
     seconds: float = math.nan
@@ -160,19 +165,22 @@ class Client(asyncio.Protocol):
         self._done: asyncio.Future[Reply] | None = None
         self._reply = Reply()
         self._began = 0.0
+        self.answers = asyncio.Event()
+        """Words of the answer have come."""
         self._pieces: list[bytes] = []
 
     async def ask(self, request: bytes) -> Reply:
         """Send a request and wait for the end of its answer, whatever that be."""
         loop = asyncio.get_running_loop()
         self._began = time.perf_counter()
-        self._reply = Reply()
+        self._reply = Reply(began=self._began)
+        self.answers.clear()
         transport = self._transport
         if transport is None:
             try:
                 transport, _ = await loop.create_connection(lambda: self, *self._address)
             except OSError:
-                return Reply(failure="refused")
+                return Reply(began=self._began, seconds=0.0, failure="refused")
         self._parser = httptools.HttpResponseParser(self)
         self._pieces = []
         self._done = loop.create_future()
@@ -189,11 +197,6 @@ class Client(asyncio.Protocol):
             self._transport.abort()
             self._transport = None
         self._finish()
-
-    @property
-    def began_to_answer(self) -> bool:
-        """Words of the answer have come."""
-        return not math.isnan(self._reply.first_s)
 
     def _give_up(self) -> None:
         self._reply.failure = "timeout"
@@ -222,10 +225,11 @@ class Client(asyncio.Protocol):
         """Closed by the server."""
         del exc
         self._transport = None
-        headers = self._reply.headers
-        framed = {"content-length", "transfer-encoding"} & headers.keys()
-        self._reply.ended = bool(headers) and not framed
-        self._finish()
+        if self._done and not self._done.done():
+            headers = self._reply.headers
+            framed = {"content-length", "transfer-encoding"} & headers.keys()
+            self._reply.ended = bool(headers) and not framed
+            self._finish()
 
     # What the parser calls.
 
@@ -241,6 +245,7 @@ class Client(asyncio.Protocol):
         """A piece of the body."""
         if math.isnan(self._reply.first_s) and b"w0 " in body:
             self._reply.first_s = time.perf_counter() - self._began
+            self.answers.set()
         self._pieces.append(body)
 
     def on_message_complete(self) -> None:

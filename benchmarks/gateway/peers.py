@@ -42,6 +42,8 @@ class Setting:
     """URLs, without `/v1`."""
     folder: Path
     """Where it may put files."""
+    settings: Mapping[str, object]
+    """Fields of our gateway's job; others heed `routing` at most."""
 
     @property
     def bin(self) -> Path:
@@ -89,7 +91,8 @@ def _rust(module: str) -> Callable[[Setting], list[str]]:
 
     def command(at: Setting) -> list[str]:
         start = [at.python, "-m", module, "--host", "127.0.0.1", "--port", str(at.port)]
-        start += ["--policy", "cache_aware", "--worker-urls", *at.engines]
+        policy = "round_robin" if at.settings.get("routing") == "round_robin" else "cache_aware"
+        start += ["--policy", policy, "--worker-urls", *at.engines]
         return [*start, "--prometheus-port", str(free_port())]
 
     return command
@@ -144,6 +147,11 @@ class RunningPeer:
         """Memory of it and its children, in MB."""
         return sum(map(_rss_bytes, _family(self.process.pid))) / 1e6
 
+    def num_fds(self) -> int:
+        """Open file descriptors of it and its children."""
+        pids = _family(self.process.pid)
+        return sum(sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()) for pid in pids)
+
 
 @contextlib.contextmanager
 def running(
@@ -151,6 +159,7 @@ def running(
     engines: Sequence[str],
     folder: Path,
     *,
+    settings: Mapping[str, object] | None = None,
     cpu: int | None = None,
     ready_s: float = 120,
 ) -> Generator[RunningPeer]:
@@ -160,6 +169,7 @@ def running(
         name: in `PEERS`.
         engines: URLs, without `/v1`.
         folder: of environments, settings and logs.
+        settings: fields of our gateway's job; others heed `routing` at most.
         cpu: the core that it is bound to.
         ready_s: how long it may take until it answers a chat.
 
@@ -167,7 +177,7 @@ def running(
         RuntimeError: it ended, or does not answer; its log is named.
     """
     peer, port, log = PEERS[name], free_port(), folder / f"{name}.log"
-    setting = Setting(python_of(name, folder), port, engines, folder)
+    setting = Setting(python_of(name, folder), port, engines, folder, settings or {})
     given = isolated if peer.packages else variables
     command = peer.command(setting)
     with on_cpu(cpu), log.open("wb") as out:

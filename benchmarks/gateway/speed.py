@@ -10,16 +10,12 @@ at half the gateway's best rate, less what the engine alone takes at that rate.
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-import json
 import math
 import os
-import platform
 import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +23,7 @@ import uvloop
 from benchmarks.gateway import engine as fake
 from benchmarks.gateway.load import Report, Target, closed, opened
 from benchmarks.gateway.peers import PEERS, running
-
-from dialoop.core.device import cpu_name
+from benchmarks.gateway.results import line, result, write
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -36,19 +31,6 @@ if TYPE_CHECKING:
 Row = dict[str, float]
 PACED_S = 0.005
 """Between the chunks of a paced stream: apart, so that none waits for the next unseen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One figure."""
-
-    name: str
-    who: str
-    value: float
-    unit: str
-    conditions: str
-    device: str
-    date: str
 
 
 def run(work: Coroutine[Any, Any, Report]) -> Report:
@@ -123,6 +105,28 @@ def unit(name: str) -> str:
     return next((end for end in ("per_s", "ms", "mb") if name.endswith(end)), "count")
 
 
+BARS = {
+    "json_bad": "<= 0",
+    "stream_bad": "<= 0",
+    "stream_c16_per_s": ">= 350",
+    "added_p50_ms": "<= 2",
+    "added_p99_ms": "<= 10",
+    "added_first_p50_ms": "<= 3",
+}
+JSON_BARS = {"dialoop": 1000, "dialoop-bare": 1500}
+TIMES_LITELLM = 15
+
+
+def bar(name: str, who: str, rows: dict[str, Row]) -> str:
+    """What our gateway must reach; the rate also by comparison, where LiteLLM ran beside it."""
+    if who not in JSON_BARS:
+        return ""
+    if name == "json_c16_per_s":
+        peer = rows.get("litellm", {}).get(name, 0) if who == "dialoop" else 0
+        return f">= {max(JSON_BARS[who], TIMES_LITELLM * peer):g}"
+    return BARS.get(name, "")
+
+
 def table(rows: dict[str, Row], names: list[str]) -> str:
     """Figures by who, as text."""
     width = max(map(len, names))
@@ -166,26 +170,20 @@ def main() -> None:
     middle = {who: _medians(found) for who, found in runs.items()}
     names = list(dict.fromkeys(name for row in middle.values() for name in row))
     print(table(middle, names))
+    how = f"gateway alone on one core, engine and load on another; {options.seconds:g} s each"
+    how += f", median of {options.repeat}; load average before {min(loads):.1f}-{max(loads):.1f}"
+    found = [
+        result(name, who, value, unit(name), how, bar(name, who, middle))
+        for who, row in middle.items()
+        for name, value in row.items()
+    ]
+    print("\n".join(line(one) for one in found if one.bar))
     if options.out:
-        _write(options.out, middle, f"{options.seconds} s, median of {options.repeat}", loads)
+        write(options.out, found)
 
 
 def _medians(rows: list[Row]) -> Row:
     return {name: round(statistics.median(row[name] for row in rows), 3) for name in rows[0]}
-
-
-def _write(path: Path, rows: dict[str, Row], how: str, loads: list[float]) -> None:
-    load = f"load average before each run {min(loads):.1f} to {max(loads):.1f}"
-    conditions = f"gateway alone on one core, engine and load on another; {how}; {load}"
-    device = f"{cpu_name()}, Python {platform.python_version()}"
-    date = dt.datetime.now(dt.UTC).date().isoformat()
-    results = [
-        Result(name, who, value, unit(name), conditions, device, date)
-        for who, row in rows.items()
-        for name, value in row.items()
-    ]
-    text = json.dumps([asdict(result) for result in results], indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
