@@ -1,0 +1,211 @@
+"""Chat, text, vectors and scores: a request on its way to engines, its answer on the way back.
+
+A client that goes away cancels the work on its request in every phase: in line, before the first
+token, in the stream, in a whole answer. Every stream ends with an event that tells the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import orjson
+
+from dialoop.gateway import ask
+from dialoop.gateway.call import Call, as_object
+from dialoop.gateway.filtered import Filter
+from dialoop.gateway.guard import Blocked
+from dialoop.gateway.relay import CutError
+from dialoop.gateway.routing import conversation_key
+from dialoop.gateway.sse import DONE, frame
+from dialoop.gateway.visit import WhileThere
+from dialoop.serve.failure import ApiError
+from dialoop.serve.http import Gone
+
+if TYPE_CHECKING:
+    from dialoop.gateway.app import App
+    from dialoop.gateway.call import Json
+    from dialoop.gateway.parts import Parts
+    from dialoop.gateway.relay import Answer
+    from dialoop.gateway.spec import Kind
+    from dialoop.gateway.visit import Visit
+
+KINDS: dict[str, Kind] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text",
+    "/v1/embeddings": "embed",
+    "/rerank": "rerank",
+    "/v1/rerank": "rerank",
+    "/v2/rerank": "rerank",
+}
+"""What is asked for at which path."""
+_SCOPES: dict[Kind, str] = {"chat": "chat", "text": "chat", "embed": "embed", "rerank": "rerank"}
+_END = frame(DONE)
+
+
+class Completions:
+    """Answers requests that engines answer.
+
+    Args:
+        app: for what it works with now.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def answer(self, visit: Visit) -> None:
+        """Answer one request."""
+        parts, kind = self._app.parts, KINDS[visit.scope["path"]]
+        sizes, patience = parts.job.sizes, parts.job.patience
+        body = await visit.json(sizes.max_body_bytes, patience.client_s)
+        ask.check(kind, body, sizes)
+        visit.call = call = _call(visit, kind, body, parts)
+        if visit.key:
+            visit.key.allow(_SCOPES[kind], call.model.name)
+        async with WhileThere(visit) as there, parts.admitted(visit, call):
+            _check_input(visit, body, parts)
+            if call.is_stream:
+                await self._stream(visit, call, there, parts)
+            else:
+                await self._whole(visit, call, there, parts)
+
+    async def _whole(self, visit: Visit, call: Call, there: WhileThere, parts: Parts) -> None:
+        found, raw = await parts.relay.whole(call)
+        name = (call.served or call.model).name
+        has_changed = found.get("model") != name
+        found["model"] = name
+        if parts.guard:
+            passing = Filter(parts.guard)
+            passing.whole(found)
+            _note_block(visit, passing, parts)
+            has_changed = True
+        there.over()
+        _tell(visit, call, parts)
+        data = orjson.dumps(found) if has_changed else raw
+        await visit.reply.bytes(data, b"application/json")
+
+    async def _stream(self, visit: Visit, call: Call, there: WhileThere, parts: Parts) -> None:
+        answer = await parts.relay.stream(call)
+        try:
+            _tell(visit, call, parts)
+            await visit.reply.start_events()
+            try:
+                await self._deliver(visit, call, answer, parts)
+            except CutError as error:
+                parts.metrics.cut(call, error.code or "")
+                visit.notes["error"] = error.code
+                await visit.reply.event(error.body())
+            there.over()
+            await visit.reply.end(_END)
+            await answer.finish()
+        finally:
+            answer.close()
+
+    async def _deliver(self, visit: Visit, call: Call, answer: Answer, parts: Parts) -> None:
+        """Events as they come, those that came together in one piece."""
+        passing = Filter(parts.guard) if parts.guard else None
+        name = (call.served or call.model).name
+        client_s = parts.job.patience.client_s
+        async with aclosing(answer.batches()) as batches:
+            async for batch in batches:
+                shown = [_shown(event, raw, name, call, passing) for event, raw in batch]
+                if data := b"".join(shown):
+                    try:
+                        async with asyncio.timeout(client_s):
+                            await visit.reply.raw(data)
+                    except TimeoutError:
+                        raise Gone from None
+                if passing and passing.num_ended >= call.num_choices:
+                    break
+        if passing:
+            _note_block(visit, passing, parts)
+
+
+def _call(visit: Visit, kind: Kind, body: Json, parts: Parts) -> Call:
+    model = parts.pool.find(body["model"])
+    if kind not in model.kinds:
+        raise ApiError(
+            404,
+            f"The model `{model.name}` does not do this; it does {', '.join(sorted(model.kinds))}",
+            param="model",
+            code="model_not_found",
+        )
+    is_stream = kind in ("chat", "text") and ask.is_stream(body)
+    sent = ask.outgoing(body)
+    if is_stream:
+        options = as_object(sent.get("stream_options"))
+        sent["stream_options"] = {**options, "include_usage": True}
+    session = visit.header(b"x-session-id").decode("latin-1") or None
+    headers = [(b"x-request-id", visit.id.encode())]
+    if trace := visit.header(b"traceparent"):
+        headers.append((b"traceparent", trace))
+    return Call(
+        id=visit.id,
+        kind=kind,
+        path=ask.PATHS[kind],
+        body=sent,
+        model=model,
+        began=visit.began,
+        deadline=visit.began + parts.job.patience.request_s,
+        affinity=conversation_key(body, session),
+        headers=tuple(headers),
+        is_stream=is_stream,
+        wants_usage=is_stream and ask.wants_usage(body),
+        num_choices=ask.num_choices(kind, body) if kind in ("chat", "text") else 1,
+    )
+
+
+def _check_input(visit: Visit, body: Json, parts: Parts) -> None:
+    if not parts.guard:
+        return
+    try:
+        parts.guard.check(ask.texts(body))
+    except Blocked as blocked:
+        parts.metrics.block("input")
+        visit.notes["blocked"] = blocked.rule or blocked.category
+        raise ApiError(
+            400,
+            f"the request was refused by a rule of this service ({blocked.category})",
+            param="messages" if "messages" in body else None,
+            code="content_filter",
+        ) from blocked
+
+
+def _note_block(visit: Visit, passing: Filter, parts: Parts) -> None:
+    if passing.blocked:
+        parts.metrics.block("output")
+        visit.notes["blocked"] = passing.blocked.rule or passing.blocked.category
+
+
+def _tell(visit: Visit, call: Call, parts: Parts) -> None:
+    """Headers that say what the gateway did, before the first byte."""
+    now = time.monotonic()
+    overhead = max(0.0, now - call.began - call.queue_s - call.upstream_s)
+    parts.metrics.overhead(overhead)
+    visit.reply.more += [
+        (b"x-dialoop-overhead-ms", b"%.2f" % (overhead * 1000)),
+        (b"x-dialoop-queue-ms", b"%.2f" % (call.queue_s * 1000)),
+        (b"openai-processing-ms", b"%d" % ((now - call.began) * 1000)),
+    ]
+    if call.served and call.served is not call.model:
+        visit.reply.more.append((b"x-dialoop-fallback", call.served.name.encode()))
+
+
+def _shown(event: Json, raw: bytes, name: str, call: Call, passing: Filter | None) -> bytes:
+    """One event as the client gets it; empty where it gets none."""
+    has_changed = False
+    if "usage" in event and not call.wants_usage:
+        if not event.get("choices"):
+            return b""
+        del event["usage"]
+        has_changed = True
+    if event.get("model") != name:
+        event["model"] = name
+        has_changed = True
+    if passing and event.get("choices"):
+        if not passing.chunk(event):
+            return b""
+        has_changed = True
+    return frame(orjson.dumps(event) if has_changed else raw)
