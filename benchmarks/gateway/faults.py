@@ -229,7 +229,7 @@ async def aborts(scene: Scene) -> list[Result]:
 
 async def _abort(scene: Scene, target: Target, phase: str, behaviour: dict[str, float]) -> float:
     """Seconds from a client's leaving until the engine knows; infinity when it does not in 5 s."""
-    scene.behave(**behaviour)
+    scene.behave(None, **behaviour)
     client = Client(target.address)
     asked = asyncio.create_task(client.ask(Numbers(target).next()))
     await asyncio.sleep(0.3)

@@ -58,7 +58,8 @@ class Peer:
     command: Callable[[Setting], list[str]]
     packages: tuple[str, ...] = ()
     """None: it runs in the environment of this program."""
-    key: str = ""
+    key: Callable[[Setting], str] = lambda _: ""
+    """Gets a key from it, before it is started."""
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -98,7 +99,44 @@ def _rust(module: str) -> Callable[[Setting], list[str]]:
     return command
 
 
+def _dialoop(**fields: object) -> Callable[[Setting], list[str]]:
+    """Ours, with these fields in its job."""
+
+    def command(at: Setting) -> list[str]:
+        engines = [{"name": f"engine{n}", "url": f"{url}/v1"} for n, url in enumerate(at.engines)]
+        document = {"port": at.port, "engines": engines, "database": _database(at)}
+        path = at.folder / "gateway.yaml"
+        path.write_text(json.dumps(document | fields | dict(at.settings)), encoding="utf-8")
+        return [at.python, "-m", _DIALOOP, "gateway", str(path)]
+
+    return command
+
+
+def _dialoop_key(at: Setting) -> str:
+    """A key with limits, far away ones, so that they are counted."""
+    limits = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent")
+    command = [at.python, "-m", _DIALOOP, "keys", "create", "benchmark", "--json"]
+    command += ["--database", _database(at)]
+    command += [word for name in limits for word in (f"--limits.{name}", str(10**9))]
+    done = subprocess.run(command, check=True, capture_output=True, env=_environment())  # noqa: S603
+    return json.loads(done.stdout)["secret"]
+
+
+def _database(at: Setting) -> str:
+    return f"sqlite:///{at.folder / f'gateway-{at.port}.db'}"
+
+
+def _environment() -> dict[str, str]:
+    """That of this program; the repository can be imported from."""
+    paths = [str(HERE.parents[1]), variables().get("PYTHONPATH", "")]
+    return variables(PYTHONPATH=os.pathsep.join(filter(None, paths)))
+
+
+_DIALOOP = "dialoop.cli.main"
+
 PEERS: dict[str, Peer] = {
+    "dialoop": Peer(_dialoop(guard="benchmarks.gateway.words:guard"), key=_dialoop_key),
+    "dialoop-bare": Peer(_dialoop(require_keys=False)),
     "passthrough": Peer(_script("passthrough.py")),
     "fastapi-httpx": Peer(
         _script("fastapi_httpx.py"),
@@ -107,7 +145,7 @@ PEERS: dict[str, Peer] = {
     "litellm": Peer(
         _litellm,
         ("litellm[proxy]==1.106.12",),
-        KEY,
+        lambda _: KEY,
         {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_DOCS": "True"},
     ),
     "sglang-router": Peer(_rust("sglang_router.launch_router"), ("sglang-router==0.3.2",)),
@@ -178,20 +216,20 @@ def running(
     """
     peer, port, log = PEERS[name], free_port(), folder / f"{name}.log"
     setting = Setting(python_of(name, folder), port, engines, folder, settings or {})
-    given = isolated if peer.packages else variables
-    command = peer.command(setting)
+    environment = isolated() if peer.packages else _environment()
+    key, command = peer.key(setting), peer.command(setting)
     with on_cpu(cpu), log.open("wb") as out:
         process = subprocess.Popen(  # noqa: S603  a command of `PEERS`
             command,
             stdout=out,
             stderr=out,
-            env=given(**peer.variables),
+            env=environment | dict(peer.variables),
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, port, peer.key, ready_s, log)
-        yield RunningPeer(name, url, peer.key, process)
+        _wait(process, port, key, ready_s, log)
+        yield RunningPeer(name, url, key, process)
     finally:
         _end(process)
 

@@ -58,8 +58,9 @@ def line(found: Result) -> str:
 
 
 def write(path: Path, results: Iterable[Result]) -> None:
-    """Write figures as a JSON list; what is not a number is null."""
-    rows = [asdict(found) | {"is_met": found.is_met} for found in results]
-    for row in rows:
-        row["value"] = None if math.isnan(row["value"]) else row["value"]
+    """Write figures as a JSON list; what is no finite number is null."""
+    rows: list[dict[str, object]] = []
+    for found in results:
+        value = found.value if math.isfinite(found.value) else None
+        rows.append(asdict(found) | {"value": value, "is_met": found.is_met})
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
