@@ -25,7 +25,7 @@ class ContextPolicy(Spec, frozen=True):
     keep_recent_turns: int = Field(default=1, ge=1)
     """Newest turns that are always sent; a request where they do not fit is refused. A turn is a
     message of the user with all that follows up to the next one."""
-    summary_tokens: int | None = Field(default=None, ge=32)
+    summary_tokens: int | None = Field(default=None, ge=64)
     """Tokens for the summary; two fifths of the window, at most
     4096, unless given."""
     image_tokens: int | None = Field(default=None, ge=1)
@@ -39,4 +39,4 @@ class ContextPolicy(Spec, frozen=True):
         """Tokens that a summary may have; 0 where none is written."""
         if self.strategy != "summarize":
             return 0
-        return self.summary_tokens or max(32, min(window * 2 // 5, 4096))
+        return self.summary_tokens or max(64, min(window * 2 // 5, 4096))
