@@ -73,7 +73,8 @@ def reference() -> str:
         "Made from the job specs by `make docs`: do not edit. `dialoop VERB --help` says it too.",
         "",
         "Every verb takes a job file, flags and `a.b=value`, in any order; flags win over the file."
-        " Underscores and hyphens are the same. `--json` prints one JSON document on stdout,"
+        " Underscores and hyphens are the same. `${NAME}` in a job file is the variable NAME of the"
+        " environment, `$${` a plain `${`. `--json` prints one JSON document on stdout,"
         " `--dry-run` the resolved job and the plan. Exit codes: 0 done, 1 a bug of ours, 2 the"
         " request is wrong, 3 this machine lacks something, 4 an upstream failed, 130 interrupted.",
     ]
