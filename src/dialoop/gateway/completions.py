@@ -6,7 +6,6 @@ token, in the stream, in a whole answer. Every stream ends with an event that te
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -25,7 +24,6 @@ from dialoop.gateway.routing import conversation_key
 from dialoop.gateway.sse import DONE, frame
 from dialoop.gateway.visit import WhileThere
 from dialoop.serve.failure import ApiError
-from dialoop.serve.http import Gone
 
 if TYPE_CHECKING:
     from dialoop.gateway.app import App
@@ -129,10 +127,10 @@ class Completions:
             there.over()
             await visit.reply.end(_END)
             await answer.finish()
-            if kept and gathered:
-                await kept.put(gathered.completion(), call, parts)
         finally:
             answer.close()
+        if kept and gathered:
+            await kept.put(gathered.completion(), call, parts)
 
     async def _deliver(
         self, visit: Visit, call: Call, answer: Answer, parts: Parts, gathered: Gathered | None
@@ -140,16 +138,11 @@ class Completions:
         """Events as they come, those that came together in one piece."""
         passing = Filter(parts.guard) if parts.guard else None
         name = (call.served or call.model).name
-        client_s = parts.job.patience.client_s
         async with aclosing(answer.batches()) as batches:
             async for batch in batches:
                 shown = [_shown(event, raw, name, call, passing) for event, raw in batch]
                 if data := b"".join(shown):
-                    try:
-                        async with asyncio.timeout(client_s):
-                            await visit.reply.raw(data)
-                    except TimeoutError:
-                        raise Gone from None
+                    await visit.reply.raw(data)
                     if gathered:
                         for event, _ in batch:
                             gathered.add(event)
