@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.evaluate.http_fake import Json, said, serving
 from tests.tiny import make_tiny_checkpoint
@@ -15,7 +16,13 @@ from dialoop.chat.template import Template
 from dialoop.core.errors import UserError
 from dialoop.core.events import Event, Note, ignore
 from dialoop.core.jobfile import parse
+from dialoop.quantize.run import run as quantize
+from dialoop.quantize.spec import QuantizeJob
+from dialoop.train.endpoint import Endpoint
+from dialoop.verify.folder import Answered
+from dialoop.verify.material import OWN
 from dialoop.verify.run import run
+from dialoop.verify.served import Served
 from dialoop.verify.spec import VerifyJob
 
 
@@ -127,7 +134,8 @@ class Server:
             messages = [from_openai({"role": "system", "content": "x"}), *messages]
         tools = [tool_from_openai(t) for t in body.get("tools", ())]
         ids = self.folder.template.prompt_ids(messages, tools)
-        return [*ids[:4], *ids[4:][::-1]] if self.ways.get("swaps") else ids
+        swaps = self.ways.get("swaps") or (tools and self.ways.get("swaps_tools"))
+        return [*ids[:4], *ids[4:][::-1]] if swaps else ids
 
     def __call__(self, path: str, body: Json) -> Any:
         if path == "/tokenize":
@@ -171,6 +179,41 @@ def test_as_many_other_ids_are_found_by_asking_with_the_ids(folder: Path) -> Non
         served(folder, swaps=True)
 
 
+@pytest.mark.parametrize("tokenizes", [True, False])
+def test_drift_of_dialogues_with_tools_is_found(folder: Path, *, tokenizes: bool) -> None:
+    expected = "token 4 is" if tokenizes else "it sends as many ids, but others"
+    with pytest.raises(UserError, match=f"dialogue `tools`: .*{expected}"):
+        served(folder, swaps_tools=True, tokenizes=tokenizes)
+
+
+def test_a_call_that_the_server_takes_out_of_the_text_is_the_same_answer(folder: Path) -> None:
+    template = Template.from_folder(folder / "one")
+    written = (
+        'Yes.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    )
+    ids = template.tokenizer.encode(written)
+    dialogue = next(d for d in OWN if d.name == "tools")
+    prompt = template.prompt_ids(dialogue.messages, dialogue.tools)
+    logps = np.zeros((len(ids), template.tokenizer.vocab_size))
+    first = Answered(dialogue, prompt, ids, logps, written)
+    function = {"name": "get_weather", "arguments": '{"city":"Oslo"}'}
+    message = {"content": "Yes.", "tool_calls": [{"id": "1", "function": function}]}
+
+    def answer(path: str, body: Json) -> Any:
+        del body
+        if path == "/tokenize":
+            return {"tokens": prompt}
+        usage = {"prompt_tokens": len(prompt)}
+        return {"choices": [{"message": message}], "usage": usage}
+
+    with serving(answer) as url:
+        form = Served(Endpoint(url=url, model="m"), template, 24)
+        assert form.compare(first, "one").is_same
+        message["tool_calls"] = [{"id": "1", "function": function | {"name": "get_time"}}]
+        assert "get_time" in form.compare(first, "one").answer
+        assert not form.compare(first, "one").is_same
+
+
 def test_served_log_probabilities_are_bounded(folder: Path) -> None:
     with pytest.raises(UserError, match=r"by 0\.300 nats at a first token"):
         served(folder, shift=0.3)
@@ -198,3 +241,33 @@ def test_dialogues_of_ones_own(folder: Path, tmp_path: Path) -> None:
 def test_one_form_alone_is_an_error(folder: Path) -> None:
     with pytest.raises(UserError, match="one form has nothing to be held against"):
         run(job(folder / "one"), ignore)
+
+
+@pytest.fixture(scope="module")
+def rounded(folder: Path) -> Path:
+    """The first form with its weights in 8 bits."""
+    pytest.importorskip("compressed_tensors")
+    out = folder / "rounded"
+    asked = {"model": str(folder / "one"), "method": "int8_weight", "output": str(out)}
+    method = {"kind": "int8_weight", "group_size": 32}
+    quantize(parse(QuantizeJob, asked | {"method": method, "device": "cpu"}), ignore)
+    return out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_form_is_bounded_by_its_mean(folder: Path, rounded: Path) -> None:
+    result = run(job(folder / "one", rounded, max_nats_quantized=0.1), ignore)
+    (form,) = result.forms
+    assert form.is_quantized
+    told = [d.mean_nats for d in form.dialogues if d.mean_nats is not None]
+    assert form.nats == pytest.approx(sum(told) / 7)
+    assert form.nats != form.worst_nats
+    with pytest.raises(UserError, match=r"nats a token on average, and 0\.0001 are allowed") as bad:
+        run(job(folder / "one", rounded, max_nats_quantized=1e-4), ignore)
+    assert "--max_nats_quantized" in str(bad.value.hint)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_weights_in_8_bits_are_an_error(folder: Path, rounded: Path) -> None:
+    with pytest.raises(UserError, match=r"nats a token on average, and 0\.5 are"):
+        run(job(folder / "other", rounded), ignore)

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialoop.chat.template import Template
-from dialoop.gateway.context.estimate import EstimateCounter
-from dialoop.gateway.context.exact import TemplateCounter
-from dialoop.gateway.context.images import fixed_tokens, internvl_tokens
-from dialoop.gateway.context.manage import ContextManager
-from dialoop.gateway.spec import ModelEntry, Version
+from dialoop.gateway.context.manage import ContextManager, counter_for
+from dialoop.gateway.context.policy import ContextPolicy, Strategy
 
 if TYPE_CHECKING:
-    from dialoop.gateway.context.counter import Counter
     from dialoop.gateway.pool import Model
-    from dialoop.gateway.spec import GatewayJob
+    from dialoop.gateway.spec import GatewayJob, ModelEntry
+
+_PLAIN = ContextPolicy()
+"""For models of which the configuration says nothing."""
 
 
 class Contexts:
@@ -31,7 +30,7 @@ class Contexts:
 
     def __init__(self, job: GatewayJob, old: Contexts | None = None) -> None:
         self._entries = dict(job.models)
-        self._made: dict[tuple[str, int | None], ContextManager] = {}
+        self._made: dict[tuple[str, int | None, Strategy], ContextManager] = {}
         self._templates: dict[str, Template] = {}
         for name, entry in self._entries.items():
             if entry.tokenizer is None:
@@ -43,8 +42,8 @@ class Contexts:
             self._made = {key: one for key, one in old.made.items() if key[0] in kept}
 
     @property
-    def made(self) -> dict[tuple[str, int | None], ContextManager]:
-        """Managers by model and window."""
+    def made(self) -> dict[tuple[str, int | None, Strategy], ContextManager]:
+        """Managers by model, window and strategy."""
         return self._made
 
     def entry(self, name: str) -> ModelEntry | None:
@@ -55,17 +54,29 @@ class Contexts:
         """A model's tokenizer and chat template, where they are at hand."""
         return self._templates.get(name)
 
-    def find(self, model: Model) -> ContextManager | None:
-        """The manager of a model; None where neither its tokenizer nor its window is known."""
-        entry = self._entries.get(model.name) or ModelEntry(versions=(Version(model=model.name),))
+    def find(self, model: Model, strategy: Strategy | None = None) -> ContextManager | None:
+        """The manager of a model; None where neither its tokenizer nor its window is known.
+
+        Args:
+            model: what will answer.
+            strategy: in place of the model's own, where the request asks for another.
+        """
+        entry = self._entries.get(model.name)
+        policy = entry.context if entry else _PLAIN
         template = self._templates.get(model.name)
-        window = entry.context.window_tokens or _window(model)
+        window = policy.window_tokens or _window(model)
         if template is None and window is None:
             return None
-        key = (model.name, window)
+        key = (model.name, window, strategy or policy.strategy)
         if key not in self._made:
-            self._made[key] = ContextManager(entry.context, _counter(entry, template, window))
+            policy = policy.model_copy(update={"strategy": key[2]})
+            self._made[key] = ContextManager(policy, counter_for(policy, template, window))
         return self._made[key]
+
+    def strategy(self, model: Model) -> Strategy:
+        """What a model's policy does with a dialogue that is too long."""
+        entry = self._entries.get(model.name)
+        return (entry.context if entry else _PLAIN).strategy
 
 
 def _window(model: Model) -> int | None:
@@ -77,11 +88,3 @@ def _window(model: Model) -> int | None:
         if group.model in engine.windows
     ]
     return min(told, default=None)
-
-
-def _counter(entry: ModelEntry, template: Template | None, window: int | None) -> Counter:
-    num = entry.context.image_tokens
-    image_tokens = fixed_tokens(num) if num else internvl_tokens
-    if template:
-        return TemplateCounter(template, window_tokens=window, image_tokens=image_tokens)
-    return EstimateCounter(window, image_tokens=image_tokens)

@@ -211,8 +211,9 @@ class _Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._chunks: list[bytes] = []
         self._size = 0
-        self._has_head = self._is_whole = self._is_paused = self._is_busy = self._may_last = False
+        self._has_head = self._is_whole = self._is_paused = self._is_busy = False
         self._num_bytes = 0
+        self._can_stay = False
         self.is_open = False
 
     @property
@@ -224,7 +225,7 @@ class _Connection(asyncio.Protocol):
         """Send a request and wait for the head of its response."""
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._chunks, self._size, self._num_bytes = {}, [], 0, 0
-        self._has_head = self._is_whole = self._may_last = False
+        self._has_head = self._is_whole = self._can_stay = False
         self._is_busy = True
         try:
             if self._error:
@@ -256,7 +257,7 @@ class _Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """Keep the connection for the next request, if this one's response is whole."""
-        if self._is_whole and self.is_open and self._may_last:
+        if self._is_whole and self.is_open and self._can_stay:
             self._is_busy = False
             self._drop_chunks()
             self._keep(self)
@@ -352,7 +353,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """What the parser calls."""
         self._is_whole = self._has_head
-        self._may_last = self._parser.should_keep_alive()  # which it has forgotten afterwards
+        self._can_stay = self._parser.should_keep_alive()  # only known while it is called
 
     def _ends_by_closing(self) -> bool:
         return b"content-length" not in self._headers and b"transfer-encoding" not in self._headers
