@@ -142,7 +142,7 @@ async def broken_streams(scene: Scene) -> list[Result]:
         how = f"8 streams broken after 5 chunks: {_counted(kinds)}"
         share = _share(kinds, "error_event")
         found.append(scene.found(f"broken_{way}_truthful", share, "share", how, ">= 1"))
-        await _settle(scene)
+        await _recover(scene)
     return found
 
 
@@ -301,13 +301,24 @@ async def _revive(scene: Scene) -> None:
     for number, engine in enumerate(scene.engines):
         if engine.process.poll() is not None:
             scene.engines[number] = fake.start(engine.name, port=engine.port)
-    scene.behave()
-    end = time.monotonic() + 20
+    await _recover(scene)
+
+
+async def _recover(scene: Scene, most_s: float = 20) -> None:
+    """Let the engines work, and wait until the gateway uses all of them again.
+
+    Raises:
+        RuntimeError: it does not in time.
+    """
+    end = time.monotonic() + most_s
     while time.monotonic() < end:
-        await struck(scene.target, 16, 0, lambda: None)
-        if all(engine.report()["counts"].get("requests", 0) > 2 for engine in scene.engines):
+        scene.behave()
+        seen, _ = await struck(scene.target, 32, 0, lambda: None)
+        is_whole = all(kind == "whole" for kind, _ in seen)
+        if is_whole and all(engine.num_requests() > 3 for engine in scene.engines):
             return
         await asyncio.sleep(0.25)
+    raise RuntimeError(f"{scene.who} does not use all its engines after {most_s:g} s")
 
 
 CHECKS = {

@@ -185,6 +185,10 @@ class RunningPeer:
         """Memory of it and its children, in MB."""
         return sum(map(_rss_bytes, _family(self.process.pid))) / 1e6
 
+    def cpu_s(self) -> float:
+        """CPU time that it and its children have used, in seconds."""
+        return sum(map(_cpu_s, _family(self.process.pid)))
+
     def num_fds(self) -> int:
         """Open file descriptors of it and its children."""
         pids = _family(self.process.pid)
@@ -270,6 +274,11 @@ def _family(pid: int) -> list[int]:
         for child in task.read_text(encoding="utf-8").split():
             found += _family(int(child))
     return found
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _rss_bytes(pid: int) -> int:
