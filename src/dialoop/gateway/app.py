@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -11,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from dialoop.core.errors import DialoopError
+from dialoop.gateway import feedback, tracing
 from dialoop.gateway.completions import KINDS, Completions
 from dialoop.gateway.visit import GatewayReply, Visit
 from dialoop.serve.failure import ApiError, from_error
@@ -48,6 +48,7 @@ class App:
         """Paths with names in them, and how metrics call them."""
         for path in KINDS:
             self.route("POST", path, self.completions.answer)
+        self.route("POST", "/v1/feedback", lambda visit: feedback.put(self, visit))
         self.route("GET", "/v1/models", self._models)
         self.route("GET", "/v1/models/{name:.+}", self._model)
         for path in ("/live", "/health/live"):
@@ -73,7 +74,6 @@ class App:
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served, got {scope['type']}")
         parts = self.parts
-        asyncio.get_running_loop()
         visit = self._visit(scope, receive, send, time.monotonic())
         self.num_open += 1
         try:
@@ -103,7 +103,9 @@ class App:
         reply = GatewayReply(send, name)
         reply.closes = self.is_draining
         reply.more = self._cors(scope)
-        return Visit(scope, receive, reply, name, now)
+        parent = next((v for k, v in scope["headers"] if k == b"traceparent"), b"")
+        context = tracing.begin(parent, self.parts.job.traces.sample)
+        return Visit(scope, receive, reply, name, now, context)
 
     def _cors(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         origins = self.parts.job.cors_origins

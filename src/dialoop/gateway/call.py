@@ -41,6 +41,8 @@ class Call:
     served: Model | None = None
     """The model that answered: the one that was asked for, or a fallback."""
     num_attempts: int = 0
+    num_events: int = 0
+    """Events with content that came: about the tokens of an answer that was cut."""
     queue_s: float = 0.0
     """Time in line."""
     upstream_s: float = 0.0

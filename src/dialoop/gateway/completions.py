@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 import orjson
 
 from dialoop.gateway import ask
+from dialoop.gateway.cache import replay
 from dialoop.gateway.call import Call, as_object
 from dialoop.gateway.filtered import Filter
+from dialoop.gateway.gathered import Gathered
 from dialoop.gateway.guard import Blocked
+from dialoop.gateway.kept import Kept
 from dialoop.gateway.relay import CutError
 from dialoop.gateway.routing import conversation_key
 from dialoop.gateway.sse import DONE, frame
@@ -66,12 +69,33 @@ class Completions:
             visit.key.allow(_SCOPES[kind], call.model.name)
         async with WhileThere(visit) as there, parts.admitted(visit, call):
             _check_input(visit, body, parts)
-            if call.is_stream:
-                await self._stream(visit, call, there, parts)
+            kept = await Kept.look(visit, call, body, parts)
+            if kept and kept.value:
+                await self._again(visit, call, kept.value, there, parts)
+            elif call.is_stream:
+                await self._stream(visit, call, there, parts, kept)
             else:
-                await self._whole(visit, call, there, parts)
+                await self._whole(visit, call, there, parts, kept)
 
-    async def _whole(self, visit: Visit, call: Call, there: WhileThere, parts: Parts) -> None:
+    async def _again(
+        self, visit: Visit, call: Call, value: bytes, there: WhileThere, parts: Parts
+    ) -> None:
+        """An answer that was given before."""
+        visit.reply.more.append((b"x-dialoop-cache", b"hit"))
+        visit.notes["cache"] = "hit"
+        _tell(visit, call, parts)
+        there.over()
+        name, created = f"chatcmpl-{visit.id[:24]}", int(time.time())
+        if call.is_stream:
+            await visit.reply.start_events()
+            events = replay.events(value, name, created, has_usage=call.wants_usage)
+            await visit.reply.end(b"".join(events))
+            return
+        await visit.reply.bytes(replay.whole(value, name, created), b"application/json")
+
+    async def _whole(
+        self, visit: Visit, call: Call, there: WhileThere, parts: Parts, kept: Kept | None
+    ) -> None:
         found, raw = await parts.relay.whole(call)
         name = (call.served or call.model).name
         has_changed = found.get("model") != name
@@ -85,14 +109,19 @@ class Completions:
         _tell(visit, call, parts)
         data = orjson.dumps(found) if has_changed else raw
         await visit.reply.bytes(data, b"application/json")
+        if kept:
+            await kept.put(found, call, parts)
 
-    async def _stream(self, visit: Visit, call: Call, there: WhileThere, parts: Parts) -> None:
+    async def _stream(
+        self, visit: Visit, call: Call, there: WhileThere, parts: Parts, kept: Kept | None
+    ) -> None:
         answer = await parts.relay.stream(call)
+        gathered = Gathered() if kept else None
         try:
             _tell(visit, call, parts)
             await visit.reply.start_events()
             try:
-                await self._deliver(visit, call, answer, parts)
+                await self._deliver(visit, call, answer, parts, gathered)
             except CutError as error:
                 parts.metrics.cut(call, error.code or "")
                 visit.notes["error"] = error.code
@@ -100,10 +129,14 @@ class Completions:
             there.over()
             await visit.reply.end(_END)
             await answer.finish()
+            if kept and gathered:
+                await kept.put(gathered.completion(), call, parts)
         finally:
             answer.close()
 
-    async def _deliver(self, visit: Visit, call: Call, answer: Answer, parts: Parts) -> None:
+    async def _deliver(
+        self, visit: Visit, call: Call, answer: Answer, parts: Parts, gathered: Gathered | None
+    ) -> None:
         """Events as they come, those that came together in one piece."""
         passing = Filter(parts.guard) if parts.guard else None
         name = (call.served or call.model).name
@@ -117,6 +150,9 @@ class Completions:
                             await visit.reply.raw(data)
                     except TimeoutError:
                         raise Gone from None
+                    if gathered:
+                        for event, _ in batch:
+                            gathered.add(event)
                 if passing and passing.num_ended >= call.num_choices:
                     break
         if passing:
@@ -138,9 +174,8 @@ def _call(visit: Visit, kind: Kind, body: Json, parts: Parts) -> Call:
         options = as_object(sent.get("stream_options"))
         sent["stream_options"] = {**options, "include_usage": True}
     session = visit.header(b"x-session-id").decode("latin-1") or None
-    headers = [(b"x-request-id", visit.id.encode())]
-    if trace := visit.header(b"traceparent"):
-        headers.append((b"traceparent", trace))
+    trace = visit.trace.header(visit.trace.span_id)
+    headers = [(b"x-request-id", visit.id.encode()), (b"traceparent", trace)]
     return Call(
         id=visit.id,
         kind=kind,
@@ -199,7 +234,7 @@ def _shown(event: Json, raw: bytes, name: str, call: Call, passing: Filter | Non
     if "usage" in event and not call.wants_usage:
         if not event.get("choices"):
             return b""
-        del event["usage"]
+        event = {name: value for name, value in event.items() if name != "usage"}
         has_changed = True
     if event.get("model") != name:
         event["model"] = name

@@ -175,6 +175,7 @@ class Relay:
         for choice in found.get("choices") or ():
             if choice.get("finish_reason", "none") in (None, *_FAILED_REASONS):
                 raise EngineError("its answer does not say how it ended")
+            call.finish = call.finish or choice.get("finish_reason")
         call.usage.learn(found.get("usage"))
         clock = time.monotonic()
         lease.engine.heard_at = call.last_at = clock
@@ -339,6 +340,7 @@ class Answer:
                 continue
             self._has_content = True
             call, now = self._call, time.monotonic()
+            call.num_events += 1
             call.first_at = call.first_at or now
             self._lease.engine.heard_at = call.last_at = now
             self._limit = min(now + self._stall_s, call.deadline)

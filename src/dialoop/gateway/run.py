@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 _START_S = 60.0
-_FIXED = ("host", "port", "workers", "tls_certificate", "tls_key")
+_FIXED = (
+    "host", "port", "workers", "tls_certificate", "tls_key", "database", "database_s", "redis",
+    "num_gateways", "require_keys", "cache", "traces",
+)  # fmt: skip
 """What a running gateway does not change."""
 
 
@@ -136,6 +139,7 @@ class Parent:
             loop.add_signal_handler(number, self._ask_to_stop)
         try:
             with listening:
+                await self._make_first_key()
                 await self._start(listening)
                 desk.open()
                 if has_old:
@@ -165,6 +169,21 @@ class Parent:
             raise UpstreamError("the running gateway gave no socket", hint="stop it first")
         return taken, True
 
+    async def _make_first_key(self) -> None:
+        """A gateway whose database has no key makes one, and tells it once."""
+        if not self._job.require_keys:
+            return
+        from dialoop.gateway.database import Database
+        from dialoop.gateway.store.keys import Keys
+
+        database = await Database.open(self._job.database, self._job.database_s)
+        try:
+            made = await Keys(database).create_first()
+        finally:
+            await database.close()
+        if made:
+            self._emit(Note(f"the first key, which may do everything and is shown once: {made[1]}"))
+
     async def _start(self, listening: socket.socket) -> None:
         try:
             for index in range(self._job.workers):
@@ -175,10 +194,12 @@ class Parent:
 
     async def _spawn(self, index: int, listening: socket.socket) -> None:
         ours, theirs = socket.socketpair()
+        # by port, so that a successor goes on counting where its predecessor stopped
+        shared = control.path(listening.getsockname()[1]).with_suffix(".shared")
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "dialoop.gateway.worker",
-                str(index), str(listening.fileno()), str(theirs.fileno()),
+                str(index), str(listening.fileno()), str(theirs.fileno()), str(shared),
                 pass_fds=(listening.fileno(), theirs.fileno()),
                 env=env.variables(PROMETHEUS_MULTIPROC_DIR=str(self._folder)),
                 start_new_session=True,
@@ -200,7 +221,6 @@ class Parent:
 
     async def _keep(self, child: _Child, listening: socket.socket) -> None:
         """Start another worker when one dies; sooner the longer it lived."""
-        asyncio.get_running_loop()
         began = time.monotonic()
         code = await child.process.wait()
         child.writer.close()

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from dialoop.core.schema import Spec
+from dialoop.gateway.context.policy import ContextPolicy
 
 Kind = Literal["chat", "text", "embed", "rerank"]
 Policy = Literal["affinity", "least_loaded", "round_robin"]
@@ -63,6 +64,9 @@ class ModelEntry(Spec, frozen=True):
     """What it does."""
     tokenizer: str | None = None
     """Folder of its tokenizer and chat template, to count tokens as the engine does."""
+    context: ContextPolicy = ContextPolicy()
+    """What is sent of a dialogue that is longer than the model's window. It is planned where the
+    window is known: by `tokenizer`, or by `context.window_tokens`."""
     release: str = ""
     """Anything that changes with what the model answers: cached answers are of one release."""
 
@@ -129,6 +133,39 @@ class Sizes(Spec, frozen=True):
     """Requests a worker that may wait for a place; further ones get status 429 at once."""
 
 
+class CacheSettings(Spec, frozen=True):
+    """Answers that are given again to requests that say the same, without chance and tools."""
+
+    scope: Literal["off", "key", "tenant", "conversation"] = "off"
+    """Who may be given an answer: nobody but the key, the tenant, or the conversation it was given
+    to. `off` keeps none. A request's own `cache: false` is obeyed always."""
+    ttl_s: float = Field(default=3600.0, gt=0)
+    """How long an answer is kept, in seconds."""
+    max_bytes: int = Field(default=64 * 2**20, ge=2**16)
+    """Memory of each worker for answers; in Redis, its own `maxmemory` holds."""
+
+
+class TraceSettings(Spec, frozen=True):
+    """What is kept and told of requests."""
+
+    store: bool = True
+    """Keep a record of every request in the database; feedback is tied to it."""
+    keep_days: float = Field(default=30.0, gt=0)
+    """How long."""
+    content: bool = False
+    """Keep the messages and answers, too. They may be personal data."""
+    otlp_endpoint: str | None = None
+    """Where spans are sent by OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`."""
+    otlp_headers: Mapping[str, str] = {}
+    """Headers that the collector wants."""
+    service_name: str = "dialoop-gateway"
+    """What the collector calls this gateway."""
+    sample: float = Field(default=1.0, ge=0, le=1)
+    """Share of traces that begin here to send; those of clients follow the client's choice."""
+    access_log: bool = True
+    """One line of JSON a request to standard error."""
+
+
 def _entry(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
@@ -159,6 +196,19 @@ class GatewayJob(Spec, frozen=True):
     two at random, `round_robin` one after the other."""
     require_keys: bool = True
     """Whether every request to an API must carry a key of `dialoop keys`."""
+    database: str = "sqlite"
+    """Where keys, usage, conversations and traces are: `sqlite` (the file `gateway/gateway.db`
+    under `DIALOOP_HOME`), `sqlite:////path/to/file.db`, or `postgresql://user:password@host/name`."""
+    database_s: float = Field(default=2.0, gt=0)
+    """Longest wait for the database, in seconds."""
+    redis: str | None = None
+    """Redis for limits and cached answers that several gateways share, as `redis://host:port/0`."""
+    num_gateways: int = Field(default=1, ge=1)
+    """Gateways that share Redis: each keeps its part of a limit while Redis is away."""
+    cache: CacheSettings = CacheSettings()
+    """Answers that are given again."""
+    traces: TraceSettings = TraceSettings()
+    """What is kept and told of requests."""
     health: HealthSettings = HealthSettings()
     """Checks of engines."""
     breaker: BreakerSettings = BreakerSettings()

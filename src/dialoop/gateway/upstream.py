@@ -54,6 +54,8 @@ class Upstream:
         self.breaker = Breaker(job.breaker.num_failures, job.breaker.open_s)
         self.models: tuple[str, ...] = ()
         """The models it lists; known after the first check."""
+        self.windows: dict[str, int] = {}
+        """Their longest prompt and answer together, in tokens, where it says so."""
         self.num_open = 0
         self.is_healthy = True
         self.heard_at = 0.0
@@ -105,7 +107,6 @@ class Upstream:
 
     async def check(self) -> None:
         """One check now; what it finds is `is_healthy`."""
-        asyncio.get_running_loop()
         began = time.monotonic()
         problem = ""
         try:
@@ -137,7 +138,6 @@ class Upstream:
         self.died(self)
 
     async def _check_always(self) -> None:
-        asyncio.get_running_loop()
         interval = self._health.interval_s
         if self._health.probe == "none":
             await self.check_models_once()
@@ -163,7 +163,10 @@ class Upstream:
             if response.status != 200:
                 raise ValueError(f"GET /models: status {response.status}")
         found = orjson.loads(data).get("data", [])
-        return tuple(item["id"] for item in found if isinstance(item.get("id"), str))
+        cards = [item for item in found if isinstance(item.get("id"), str)]
+        windows = {item["id"]: item.get("max_model_len") for item in cards}
+        self.windows = {name: size for name, size in windows.items() if type(size) is int}
+        return tuple(windows)
 
     async def _serve_token(self) -> None:
         """One token of its first model, whatever kind of model that is."""

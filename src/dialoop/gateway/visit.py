@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from dialoop.gateway.call import Call, Json
     from dialoop.gateway.keys import Key
+    from dialoop.gateway.tracing import Context, Span
     from dialoop.serve.http import Receive, Scope
 
 CLIENT_GONE = 499
@@ -44,6 +45,7 @@ class Visit:
     id: str
     began: float
     """The loop's clock."""
+    trace: Context
     path: str = "other"
     """As metrics call it: with the names of its parts, not the parts."""
     names: dict[str, str] = field(default_factory=dict[str, str])
@@ -51,6 +53,10 @@ class Visit:
     key: Key | None = None
     call: Call | None = None
     is_gone: bool = False
+    spans: list[Span] = field(default_factory=list["Span"])
+    """What was done for it, beside the request's own span."""
+    content: Json = field(default_factory=dict[str, Any])
+    """Messages and answer, where the configuration has them kept."""
     notes: Json = field(default_factory=dict[str, Any])
     """Told to logs and traces."""
 

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -51,7 +52,6 @@ class Server(uvicorn.Server):
 
     async def empty(self, limit_s: float) -> None:
         """Wait until no connection is left; idle ones are closed after a while."""
-        asyncio.get_running_loop()
         began = time.monotonic()
         connections: set[Any] = self.server_state.connections
         while connections and time.monotonic() - began < limit_s:
@@ -68,11 +68,13 @@ class Worker:
     Args:
         job: the configuration.
         listening: bound and listening.
-        index: which of the gateway's workers it is, from 0.
+        folder: what the workers of one gateway share is there; None where there is one.
     """
 
-    def __init__(self, job: GatewayJob, listening: socket.socket, index: int = 0) -> None:
-        self._job, self._listening, self._index = job, listening, index
+    def __init__(
+        self, job: GatewayJob, listening: socket.socket, folder: Path | None = None
+    ) -> None:
+        self._job, self._listening, self._folder = job, listening, folder
         self.app: App
         self.server: Server
         self._serving: asyncio.Task[None] | None = None
@@ -84,7 +86,7 @@ class Worker:
         Raises:
             DialoopError: something of the configuration cannot be had.
         """
-        parts = await open_parts(self._job, self._index)
+        parts = await open_parts(self._job, self._folder)
         parts.pool.start()
         self.app = App(parts)
         proxies = list(self._job.trusted_proxies)
@@ -119,7 +121,7 @@ class Worker:
             DialoopError: it cannot be opened; the old one goes on.
         """
         old = self.app.parts
-        new = await open_parts(job, self._index, old)
+        new = await open_parts(job, self._folder, old)
         new.pool.start(old.pool)
         self.app.parts, self._job = new, job
         await old.pool.stop(new.pool)
@@ -142,7 +144,6 @@ class Worker:
         await self.app.parts.close()
 
     async def _measure_lag(self) -> None:
-        asyncio.get_running_loop()
         while True:
             expected = time.monotonic() + _LAG_S
             await asyncio.sleep(_LAG_S)
@@ -150,17 +151,17 @@ class Worker:
 
 
 def main() -> None:
-    """Serve as a process: `worker INDEX LISTENING_FD PARENT_FD`, the job on the parent's line."""
+    """Serve as a process: `worker INDEX LISTENING_FD PARENT_FD FOLDER`; the line brings the job."""
     index, listening_fd, parent_fd = (int(word) for word in sys.argv[1:4])
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(levelname)s worker {index}: %(message)s"
     )
     listening = socket.socket(fileno=listening_fd)
     parent = socket.socket(fileno=parent_fd)
-    uvloop.run(_main(index, listening, parent))
+    uvloop.run(_main(listening, parent, Path(sys.argv[4])))
 
 
-async def _main(index: int, listening: socket.socket, parent: socket.socket) -> None:
+async def _main(listening: socket.socket, parent: socket.socket, folder: Path) -> None:
     reader, writer = await asyncio.open_connection(sock=parent, limit=2**24)
 
     def tell(**message: Any) -> None:
@@ -171,7 +172,7 @@ async def _main(index: int, listening: socket.socket, parent: socket.socket) -> 
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # the parent decides
     job = GatewayJob.model_validate_json(await reader.readline())
-    worker = Worker(job, listening, index)
+    worker = Worker(job, listening, folder)
     try:
         await worker.start()
     except DialoopError as error:

@@ -1,0 +1,87 @@
+"""The context managers of a configuration's models: exact where a tokenizer is at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dialoop.chat.template import Template
+from dialoop.gateway.context.estimate import EstimateCounter
+from dialoop.gateway.context.exact import TemplateCounter
+from dialoop.gateway.context.images import fixed_tokens, internvl_tokens
+from dialoop.gateway.context.manage import ContextManager
+from dialoop.gateway.spec import ModelEntry, Version
+
+if TYPE_CHECKING:
+    from dialoop.gateway.context.counter import Counter
+    from dialoop.gateway.pool import Model
+    from dialoop.gateway.spec import GatewayJob
+
+
+class Contexts:
+    """A manager a model, made when it is first wanted.
+
+    Args:
+        job: the configuration.
+        old: of an earlier one; managers of entries that have not changed are kept.
+
+    Raises:
+        UserError: a tokenizer cannot be read.
+    """
+
+    def __init__(self, job: GatewayJob, old: Contexts | None = None) -> None:
+        self._entries = dict(job.models)
+        self._made: dict[tuple[str, int | None], ContextManager] = {}
+        self._templates: dict[str, Template] = {}
+        for name, entry in self._entries.items():
+            if entry.tokenizer is None:
+                continue
+            known = old.template(name) if old and old.entry(name) == entry else None
+            self._templates[name] = known or Template.from_folder(Path(entry.tokenizer))
+        if old:
+            kept = {name for name, entry in self._entries.items() if old.entry(name) == entry}
+            self._made = {key: one for key, one in old.made.items() if key[0] in kept}
+
+    @property
+    def made(self) -> dict[tuple[str, int | None], ContextManager]:
+        """Managers by model and window."""
+        return self._made
+
+    def entry(self, name: str) -> ModelEntry | None:
+        """What the configuration says of a model."""
+        return self._entries.get(name)
+
+    def template(self, name: str) -> Template | None:
+        """A model's tokenizer and chat template, where they are at hand."""
+        return self._templates.get(name)
+
+    def find(self, model: Model) -> ContextManager | None:
+        """The manager of a model; None where neither its tokenizer nor its window is known."""
+        entry = self._entries.get(model.name) or ModelEntry(versions=(Version(model=model.name),))
+        template = self._templates.get(model.name)
+        window = entry.context.window_tokens or _window(model)
+        if template is None and window is None:
+            return None
+        key = (model.name, window)
+        if key not in self._made:
+            self._made[key] = ContextManager(entry.context, _counter(entry, template, window))
+        return self._made[key]
+
+
+def _window(model: Model) -> int | None:
+    """The smallest window that an engine of the model tells."""
+    told = [
+        engine.windows[group.model]
+        for group in model.groups
+        for engine in group.engines
+        if group.model in engine.windows
+    ]
+    return min(told, default=None)
+
+
+def _counter(entry: ModelEntry, template: Template | None, window: int | None) -> Counter:
+    num = entry.context.image_tokens
+    image_tokens = fixed_tokens(num) if num else internvl_tokens
+    if template:
+        return TemplateCounter(template, window_tokens=window, image_tokens=image_tokens)
+    return EstimateCounter(window, image_tokens=image_tokens)
