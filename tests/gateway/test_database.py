@@ -9,17 +9,19 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import exc, insert, select, text, update
 from tests.gateway.opened import with_database
 
 from dialoop.core.errors import DialoopError, MachineError, UpstreamError, UserError
 from dialoop.gateway import database as module
 from dialoop.gateway.database import Breaker, Database
 from dialoop.gateway.store.address import read_url
+from dialoop.gateway.store.faults import worded
 from dialoop.gateway.store.tables import counters, schema
 
 if TYPE_CHECKING:
@@ -171,7 +173,10 @@ def test_a_frozen_server_costs_the_bound_and_works_again_afterwards(postgres: Se
             several = [database.rows(select(schema)) for _ in range(20)]
             ended = await asyncio.gather(*several, return_exceptions=True)
             assert all(isinstance(error, UpstreamError) for error in ended)
+            begun = time.monotonic()
             await until_free(database)
+            assert time.monotonic() - begun < 0.2
+            assert asyncio.all_tasks() == {asyncio.current_task()}
             begun = time.monotonic()
             with pytest.raises(UpstreamError, match="3 times in a row or more"):
                 await database.rows(select(schema))
@@ -223,11 +228,18 @@ def test_connections_that_the_server_closed_are_made_anew(postgres: Server) -> N
 def test_a_connection_lost_in_a_call_is_a_failure_of_the_server(postgres: Server) -> None:
     async def work(database: Database) -> None:
         suicide = text("SELECT pg_terminate_backend(pg_backend_pid())")
-        with pytest.raises(UpstreamError, match="the gateway asks it again by itself"):
+        with pytest.raises(UpstreamError, match="failed: connection was closed in the middle"):
             await database.rows(suicide)
         assert len(await database.rows(select(schema))) == 1
 
     with_database(postgres.new_database(), work)
+
+
+def test_a_connection_that_is_gone_without_a_word_is_a_failure_of_the_server() -> None:
+    address = read_url("postgresql://h/x")
+    for gone, found in ((True, UpstreamError), (False, type(None))):
+        error = exc.InterfaceError("", None, Exception("closed"), connection_invalidated=gone)
+        assert isinstance(worded(error, address, opening=False), found)
 
 
 def test_a_missing_database_is_named(postgres: Server) -> None:
@@ -252,19 +264,24 @@ def test_another_process_that_keeps_writing_costs_the_bound(tmp_path: Path) -> N
     file = tmp_path / "gateway.db"
 
     async def work(database: Database) -> None:
+        num_threads = threading.active_count()
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         begun = time.monotonic()
-        writes = [database.change(update(schema).values(version=1)) for _ in range(3)]
-        ended = await asyncio.gather(*writes, return_exceptions=True)
-        assert {str(error).split("\n")[0] for error in ended} == {
+        writes = [database.change(update(schema).values(version=1)) for _ in range(8)]
+        ending = asyncio.gather(*writes, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        assert len(await database.rows(select(schema))) == 1  # readers never wait
+        assert time.monotonic() - begun < 0.3
+        assert {str(error).split("\n")[0] for error in await ending} == {
             "the database has not answered within 0.5 s"
         }
         assert time.monotonic() - begun < 0.8
+        await asyncio.sleep(0.6)
+        assert threading.active_count() <= num_threads  # none waits any more
         other.rollback()
         other.close()
-        await asyncio.sleep(1.1)
-        assert len(await database.rows(select(schema))) == 1  # readers never wait
+        await asyncio.sleep(0.6)
         assert await database.change(update(schema).values(version=1)) == 1
 
     with_database(f"sqlite:///{file}", work, timeout_s=0.5)

@@ -149,6 +149,18 @@ def test_usage_adds_up(url: str) -> None:
     with_database(url, work)
 
 
+def test_several_keys_are_summed_together(url: str) -> None:
+    async def work(database: Database) -> None:
+        usage = Usage(database)
+        await usage.add([(key_id, f"2026-01-0{n}", 1, n, 1, 1) for key_id in "abc" for n in (1, 2)])
+        found = await usage.totals_by_key(["a", "b", "z"], "2026-01-01")
+        assert found == dict.fromkeys("ab", UsageTotals(2, 3, 2, 2))
+        assert await usage.totals_by_key(["c"], "2026-01-02") == {"c": UsageTotals(1, 2, 1, 1)}
+        assert await usage.totals_by_key([], "2026-01-01") == {}
+
+    with_database(url, work)
+
+
 def test_usage_that_is_added_at_once_is_all_counted(url: str) -> None:
     async def work(database: Database) -> None:
         usage = Usage(database)
@@ -322,6 +334,19 @@ def test_a_chain_of_responses_is_read_oldest_first(url: str) -> None:
     with_database(url, work)
 
 
+def test_tenants_with_responses_of_the_same_ids_have_their_own_chains(url: str) -> None:
+    async def work(database: Database) -> None:
+        kept = Responses(database)
+        for tenant in "ab":
+            await kept.put(tenant, "resp_1", {"output": []}, [message(f"{tenant} 1")])
+            await kept.put(tenant, "resp_2", {"output": []}, [message(f"{tenant} 2")], "resp_1")
+        for tenant in "ab":
+            said = texts(await kept.chain(tenant, "resp_2"))
+            assert said == [f"{tenant} 1", f"{tenant} 2"]
+
+    with_database(url, work)
+
+
 def test_a_response_is_put_in_place_of_an_earlier_one(url: str) -> None:
     async def work(database: Database) -> None:
         kept = Responses(database)
@@ -391,6 +416,15 @@ def test_feedback_is_listed_newest_first(url: str) -> None:
         assert one.id != two.id
 
     with_database(url, work)
+
+
+@pytest.mark.parametrize("index", [-1, 2**31])
+def test_a_message_that_cannot_be_is_refused(tmp_path: Path, index: int) -> None:
+    async def work(database: Database) -> None:
+        with pytest.raises(ApiError, match=r"message_index: .* is no place in a dialogue"):
+            await Feedback(database).put("acme", "req_1", message_index=index)
+
+    with_database(f"sqlite:///{tmp_path}/gateway.db", work)
 
 
 def test_audit_is_listed_newest_first(url: str) -> None:

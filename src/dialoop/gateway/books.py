@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dialoop.gateway.database import Database
     from dialoop.gateway.spec import TraceSettings
     from dialoop.gateway.store.traces import Trace
+    from dialoop.gateway.store.usage import Usage as UsageTable
+    from dialoop.gateway.store.usage import UsageTotals
     from dialoop.gateway.visit import Visit
 
 log = logging.getLogger(__name__)
@@ -138,16 +140,7 @@ class Books:
         except DialoopError:
             self.quotas.restore(rows)
             raise
-        day = day_of(time.time())
-        for key_id in self.quotas.keys():  # noqa: SIM118  a method of ours
-            of_month = await table.totals(key_id, day[:8] + "01")
-            of_day = await table.totals(key_id, day)
-            self.quotas.learn(
-                key_id,
-                day,
-                of_day.prompt_tokens + of_day.completion_tokens,
-                of_month.prompt_tokens + of_month.completion_tokens,
-            )
+        await self._learn(table)
         traces = Traces(database)
         batch = list(self._traces)
         await traces.add(batch)
@@ -157,6 +150,19 @@ class Books:
             self._pruned_at = time.monotonic()
             await traces.prune(time.time() - self._settings.keep_days * 86_400)
 
+    async def _learn(self, table: UsageTable) -> None:
+        """Read the totals of the keys that have a quota."""
+        names = self.quotas.keys()
+        if not names:
+            return
+        day = day_of(time.time())
+        of_month = await table.totals_by_key(names, day[:8] + "01")
+        of_day = await table.totals_by_key(names, day)
+        for key_id in names:
+            self.quotas.learn(
+                key_id, day, _tokens(of_day.get(key_id)), _tokens(of_month.get(key_id))
+            )
+
     async def _write_always(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
@@ -164,3 +170,7 @@ class Books:
                 await self.flush()
             except Exception:
                 log.exception("the books cannot be written: a bug")
+
+
+def _tokens(totals: UsageTotals | None) -> int:
+    return totals.prompt_tokens + totals.completion_tokens if totals else 0

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _CREATION_S = 30.0
 """Making the tables, once, may take so long."""
-_CUT_AGAIN_S = 0.25
+_CUT_AGAIN_S = 0.05
 _NUM_SLOW = 3
 _PAUSE_S = 1.0
 
@@ -201,31 +201,22 @@ class Database:
     ) -> T:
         if not self._breaker.admits():
             raise self._too_slow(f", {_NUM_SLOW} times in a row or more")
-        drivers: list[Any] = []
-        call = asyncio.create_task(self._call(work, drivers, writes=writes))
+        call = asyncio.create_task(self._call(work, writes=writes))
         try:
             await asyncio.wait({call}, timeout=bound_s)
         finally:  # also when whoever waits is cancelled
             if not call.done():
-                self._abandon(call, drivers)
+                self._abandon(call)
         if call.cancelled() or not call.done():
             self._breaker.timed_out()
             raise self._too_slow()
         return self._outcome(call, opening=opening)
 
-    async def _call(
-        self,
-        work: Callable[[AsyncConnection], Awaitable[T]],
-        drivers: list[Any],
-        *,
-        writes: bool,
-    ) -> T:
+    async def _call(self, work: Callable[[AsyncConnection], Awaitable[T]], *, writes: bool) -> T:
         if not writes:
             async with self._reading.connect() as connection:
-                drivers.append((await connection.get_raw_connection()).driver_connection)
                 return await work(connection)
         async with self._writer, self._engine.connect() as connection:
-            drivers.append((await connection.get_raw_connection()).driver_connection)
             if self.kind == "sqlite":
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
             result = await work(connection)
@@ -246,11 +237,8 @@ class Database:
                 raise fault from error
         return call.result()
 
-    def _abandon(self, call: asyncio.Task[T], drivers: list[Any]) -> None:
+    def _abandon(self, call: asyncio.Task[T]) -> None:
         """Let go of a call without waiting for the server."""
-        if self.kind == "postgresql":
-            for driver in drivers:
-                driver.terminate()  # the socket: a frozen server would not read a cancellation
         leaving = asyncio.create_task(_cut_off(call))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)

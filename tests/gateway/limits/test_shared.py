@@ -163,6 +163,20 @@ def test_a_lock_that_is_not_given_back_fails_with_words(tmp_path: Path) -> None:
     close(one, other)
 
 
+def test_what_a_request_gives_back_waits_for_the_lock(tmp_path: Path) -> None:
+    limits = KeyLimits(tokens_per_minute=100, concurrent=1)
+    one, other = SharedCounters(tmp_path), SharedCounters(tmp_path)
+    held = admit(other, "k", limits, 90)
+    one._lock()
+    asyncio.run(other.settle(held, 20))
+    asyncio.run(other.release(held))
+    one._unlock()
+    found = admit(other, "k", limits, 70)
+    assert isinstance(found, Admission)
+    assert found.rooms[0].remaining == 10
+    close(one, other)
+
+
 def test_idle_keys_give_their_slots_up_and_a_full_table_says_so(tmp_path: Path) -> None:
     now = [0.0]
     counters = SharedCounters(tmp_path, max_keys=16, clock=lambda: now[0])  # 64 slots

@@ -104,7 +104,8 @@ class Used:
 class Counters(ABC):
     """What keys have used in the last minute, and what they use now.
 
-    A request is admitted, then settled at most once and released at most once, in any order.
+    A request is admitted, then settled at most once and released at most once, in any order; these
+    two never fail, and are made up for later where they must wait.
     """
 
     @abstractmethod

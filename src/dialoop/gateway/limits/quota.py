@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenUse:
+class Usage:
     """What one request used."""
 
     requests: int = 1
@@ -32,13 +32,19 @@ class TokenUse:
     """Of the prompt's, those that an engine had read before."""
 
 
+_WANTED_S = 600.0
+"""How long after its last request the totals of a key are kept fresh."""
+
+
 @dataclass(slots=True)
 class _Known:
     """One key's totals."""
 
-    asked_at: float
-    """When somebody first wanted to know."""
-    learned_at: float | None = None
+    wanted_at: float | None = None
+    """When its quota was last looked at; None where it has had none."""
+    asked_at: float = 0.0
+    """Since when its quota is looked at again and again."""
+    learned_at: float = 0.0
     day: str = ""
     """On which `day_tokens` and `month_tokens` were learned."""
     day_tokens: int = 0
@@ -68,12 +74,15 @@ class QuotaBook:
         if most_day is None and most_month is None:
             return None
         now = self._clock()
-        known = self._known(key.id, now)
-        seen_at = known.asked_at if known.learned_at is None else known.learned_at
-        if now - seen_at > self._grace_s:
+        known = self._known(key.id)
+        if known.wanted_at is None or now - known.wanted_at > _WANTED_S:
+            known.asked_at = now
+        known.wanted_at = now
+        unknown_s = now - max(known.asked_at, known.learned_at)
+        if unknown_s > self._grace_s:
             return ApiError(
                 503,
-                f"the usage of this key has not been known for {now - seen_at:.0f} s, and it has a "
+                f"the usage of this key has not been known for {unknown_s:.0f} s, and it has a "
                 "quota",
                 code="usage_unknown",
                 retry_after_s=5,
@@ -86,7 +95,7 @@ class QuotaBook:
             return _spent("day", most_day, used_day, _next_day(now) - now)
         return None
 
-    def add(self, key_id: str, day: str, usage: TokenUse) -> None:
+    def add(self, key_id: str, day: str, usage: Usage) -> None:
         """Count what a request used.
 
         Args:
@@ -94,15 +103,20 @@ class QuotaBook:
             day: when, by `day_of`.
             usage: what it used.
         """
-        row = self._known(key_id, self._clock()).pending.setdefault(day, [0, 0, 0, 0])
+        row = self._known(key_id).pending.setdefault(day, [0, 0, 0, 0])
         row[0] += usage.requests
         row[1] += usage.prompt_tokens
         row[2] += usage.completion_tokens
         row[3] += usage.cached_tokens
 
     def keys(self) -> list[str]:
-        """Keys whose totals are wanted."""
-        return list(self._keys)
+        """Keys whose totals are wanted: those with a quota that have asked not long ago."""
+        since = self._clock() - _WANTED_S
+        return [
+            key_id
+            for key_id, known in self._keys.items()
+            if known.wanted_at is not None and known.wanted_at >= since
+        ]
 
     def drain(self) -> list[UsageRow]:
         """What is to be written; it counts on until `learn` tells of it."""
@@ -112,13 +126,14 @@ class QuotaBook:
                 rows.append((key_id, day, requests, prompt, completion, cached))
                 known.drained[day] = known.drained.get(day, 0) + prompt + completion
             known.pending.clear()
+        self._keys = {k: known for k, known in self._keys.items() if known.wanted_at is not None}
         return rows
 
     def restore(self, rows: Iterable[UsageRow]) -> None:
         """Take back what could not be written."""
         for key_id, day, requests, prompt, completion, cached in rows:
-            self.add(key_id, day, TokenUse(requests, prompt, completion, cached))
-            known = self._keys[key_id]
+            self.add(key_id, day, Usage(requests, prompt, completion, cached))
+            known = self._known(key_id)
             known.drained[day] = max(0, known.drained.get(day, 0) - prompt - completion)
 
     def learn(self, key_id: str, day: str, day_total: int, month_total: int) -> None:
@@ -130,9 +145,8 @@ class QuotaBook:
             day_total: tokens of that day.
             month_total: tokens of its month, that day included.
         """
-        now = self._clock()
-        known = self._known(key_id, now)
-        known.learned_at, known.day = now, day
+        known = self._known(key_id)
+        known.learned_at, known.day = self._clock(), day
         known.day_tokens, known.month_tokens = day_total, month_total
         known.drained.clear()
 
@@ -142,11 +156,8 @@ class QuotaBook:
         if known and not known.pending:
             del self._keys[key_id]
 
-    def _known(self, key_id: str, now: float) -> _Known:
-        known = self._keys.get(key_id)
-        if known is None:
-            known = self._keys[key_id] = _Known(now)
-        return known
+    def _known(self, key_id: str) -> _Known:
+        return self._keys.setdefault(key_id, _Known())
 
 
 def day_of(now: float) -> str:

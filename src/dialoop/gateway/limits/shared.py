@@ -11,10 +11,13 @@ The clock is the machine's monotonic one, which all its processes share.
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import os
 import struct
 import time
+from collections import deque
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dialoop.gateway.keys import KeyLimits
+
+log = logging.getLogger(__name__)
 
 _REACH = 64
 """Slots that are looked at for a key. With a quarter of the table in use, all are never taken."""
@@ -89,6 +94,7 @@ class SharedCounters(Counters):
         self._words = self._map(path)
         self._known: dict[str, tuple[int, int, int]] = {}
         self._open: dict[int, int] = {}  # admission -> the word that counts its place
+        self._late: deque[Callable[[], None]] = deque()  # changes that wait for the lock
         self._next_id = 0
         self._reaped_at = -_REAP_EVERY_S
         self._clear(self._column)
@@ -126,27 +132,14 @@ class SharedCounters(Counters):
         more = actual_tokens - admission.tokens
         if not more or admission.second == _UNCHARGED:
             return
-        self._lock()
-        try:
-            second = int(self._clock())
-            base = self._slot(admission.key_id, second)
-            if more > 0:
-                self._charge(base, second, 0, more)
-            elif second - admission.second < WINDOW:
-                self._charge(base, admission.second, 0, more)
-        finally:
-            self._unlock()
+        self._change(partial(self._correct, admission, more))
 
     async def release(self, admission: Admission) -> None:
         """See `Counters.release`."""
         place = self._open.pop(admission.id, None)
         if place is None:
             return
-        self._lock()
-        try:
-            self._words[place] -= 1
-        finally:
-            self._unlock()
+        self._change(partial(self._give_back, place))
 
     async def close(self) -> None:
         """See `Counters.close`; places that are still held are cleared."""
@@ -164,6 +157,16 @@ class SharedCounters(Counters):
 
     # the lock
 
+    def _change(self, change: Callable[[], None]) -> None:
+        """Make a change now, or with the next lock where this one cannot be had."""
+        self._late.append(change)
+        try:
+            self._lock()
+        except MachineError as error:
+            log.warning("%s", Exception.__str__(error))
+        else:
+            self._unlock()
+
     def _lock(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,6 +174,8 @@ class SharedCounters(Counters):
             self._wait_for_lock()
         if self._words[1]:
             self._repair(self._words[1] - 1)
+        while self._late:
+            self._late.popleft()()
 
     def _wait_for_lock(self) -> None:
         end = time.monotonic() + _LOCK_WAIT_S
@@ -268,6 +273,17 @@ class SharedCounters(Counters):
         words[base] = high
         words[base + 1] = low
         return base
+
+    def _correct(self, admission: Admission, more: int) -> None:
+        second = int(self._clock())
+        base = self._slot(admission.key_id, second)
+        if more > 0:
+            self._charge(base, second, 0, more)
+        elif second - admission.second < WINDOW:
+            self._charge(base, admission.second, 0, more)
+
+    def _give_back(self, place: int) -> None:
+        self._words[place] -= 1
 
     def _charge(self, base: int, second: int, requests: int, tokens: int) -> None:
         words = self._words

@@ -10,10 +10,13 @@ from sqlalchemy import insert, select
 
 from dialoop.gateway.store.ids import new_id
 from dialoop.gateway.store.tables import feedback
+from dialoop.serve.failure import bad
 
 if TYPE_CHECKING:
     from dialoop.gateway.database import Database
 
+_LAST_INDEX = 2**31 - 1
+"""The largest number that a column of this kind holds in PostgreSQL."""
 Thumb = Literal["up", "down"]
 
 
@@ -52,7 +55,13 @@ class Feedback:
         message_index: int | None = None,
         user: str | None = None,
     ) -> FeedbackRecord:
-        """Keep what a user said."""
+        """Keep what a user said.
+
+        Raises:
+            ApiError: 400, `message_index` is no place in a dialogue.
+        """
+        if message_index is not None and not 0 <= message_index <= _LAST_INDEX:
+            raise bad("message_index", f"{message_index} is no place in a dialogue")
         record = FeedbackRecord(
             id=new_id("fb"),
             created_at=time.time(),
