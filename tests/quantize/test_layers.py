@@ -11,6 +11,7 @@ from dialoop.core.device import find
 from dialoop.models.load import load_model
 from dialoop.quantize import balance, scaling
 from dialoop.quantize.grid import Grid, nearest
+from dialoop.quantize.methods.int8 import Int8
 from dialoop.quantize.moments import Moments
 from dialoop.quantize.ordered import in_order, survey
 from dialoop.quantize.rows import PackedRow
@@ -123,6 +124,21 @@ def test_searched_factors_lose_less_than_none(tiny: Path) -> None:
         return float(((error @ seen.hessian) * error).sum())
 
     assert lost(factors) < 0.5 * lost(torch.ones_like(factors))
+
+
+def test_int8_smooths_the_inputs_of_every_linear_layer(tiny: Path) -> None:
+    source = Source(tiny, torch.float32, CPU)
+    layer = source.layer(0)
+    before = {name: tensor.clone() for name, tensor in layer.tensors.items()}
+    parts = source.begin([row()])
+    whole = layer.forward(parts[0])
+    Int8().quantize(layer, parts, dict.fromkeys(layer.linears, 8))
+    for pair in (*balance.NORMS, *balance.PROJECTIONS):
+        for name in pair.readers:
+            key = f"{name}.weight"
+            assert not torch.allclose(layer.tensors[key], before[key], rtol=0.05), name
+    error = (parts[0].states - whole).square().mean() / whole.square().mean()
+    assert error < 1e-3
 
 
 def test_smoothing_is_that_of_the_paper(tiny: Path) -> None:

@@ -77,6 +77,19 @@ def test_each_method_reads_back_near_the_model(
     }  # fmt: skip
 
 
+def test_fp8_by_gptq_needs_dialogues_and_rounds_closer(
+    tiny: Path, dialogues: Path, tmp_path: Path
+) -> None:
+    method = {"kind": "fp8", "rounding": "gptq"}
+    with pytest.raises(UserError, match="fp8 chooses its roundings on dialogues"):
+        run(job(tiny, None, tmp_path / "none", method=method), ignore)
+    near = run(job(tiny, dialogues, tmp_path / "near", method="fp8"), ignore)
+    ours = run(job(tiny, dialogues, tmp_path / "ours", method=method), ignore)
+    assert ours.kl < 0.9 * near.kl
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())["quantization_config"]
+    assert config["format"] == "float-quantized"
+
+
 @pytest.mark.parametrize("layout", ["compressed-tensors", "fp8"])
 def test_fp8_in_blocks_reads_back_in_both_layouts(layout: str, wide: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -343,3 +356,8 @@ def test_what_is_estimated_is_what_is_written(tiny: Path, dialogues: Path, tmp_p
     each = asked.method.bits_a_weight(4)
     estimated = files.estimated_bytes(source, dict.fromkeys(source.linear_shapes, each))
     assert result.bytes == pytest.approx(estimated, rel=0.05)
+
+
+def test_gguf_is_refused_with_the_way_to_it(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method: no GGUF is written; convert_hf_to_gguf\.py"):
+        job(tiny, None, tmp_path / "out", method="gguf")

@@ -8,6 +8,7 @@ from dialoop.core.errors import UserError
 from dialoop.quantize.grid import Grid, nearest
 from dialoop.quantize.moments import Moments
 from dialoop.quantize.solve import Solver, factor, solve
+from dialoop.quantize.storage import fp8_channels
 
 
 def inputs(width: int, tokens: int = 500) -> Tensor:
@@ -81,6 +82,21 @@ def test_it_loses_less_than_rounding_to_nearest(*, reorder: bool) -> None:
     other = nearest(weight, moments.importance, grid, torch.bfloat16, search=True).dense()
     lost = [float(((q.float() - weight) @ x.T).square().sum()) for q in (ours, other)]
     assert lost[0] < 0.6 * lost[1]
+
+
+def test_8_bit_floats_make_up_for_errors_as_well() -> None:
+    """The codes are floats that compressed-tensors stores, nearest where there is one column."""
+    x, weight = inputs(128), weights(64, 128)
+    moments = Moments(128, x.device)
+    moments.add(x)
+    grid = Grid(8, symmetric=True, group=128, is_float=True)
+    solver = Solver(damping=0.01, reorder=True, search=False)
+    ours = solver.solve(weight, moments, grid, torch.bfloat16)
+    other = fp8_channels(weight, torch.bfloat16)
+    assert ours.codes.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(ours.scale, other.tensors["weight_scale"])
+    lost = [float(((q.float() - weight) @ x.T).square().sum()) for q in (ours.dense(), other.dense)]
+    assert lost[0] < 0.5 * lost[1]
 
 
 def test_inputs_that_never_fire_are_rounded_to_zero() -> None:

@@ -10,6 +10,7 @@ from tests.engines.fake import FakeEngine
 from dialoop.chat.template import Template
 from dialoop.core.errors import UpstreamError
 from dialoop.serve.app import App, AppSettings
+from dialoop.serve.openai import Limits, read_chat
 
 ANSWER = "Send it back within thirty days."
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Where is my order?"}]}
@@ -240,6 +241,17 @@ def test_draining_finishes_what_is_open_and_refuses_what_comes(template: Templat
         await asyncio.wait_for(drained, 5)
 
     asyncio.run(work())
+
+
+def test_the_ids_of_a_request_are_told(template: Template) -> None:
+    told = ask(template, "/tokenize", ASK).json
+    (sent,) = read_chat(ASK, template, Limits(256, "m")).requests
+    assert told == {
+        "tokens": list(sent.prompt_ids),
+        "count": len(sent.prompt_ids),
+        "max_model_len": 256,
+    }
+    assert ask(template, "/tokenize", ASK, app=app_of(template, api_key="secret")).status == 401
 
 
 def test_the_key_is_asked_for_on_v1_only(template: Template) -> None:

@@ -8,7 +8,7 @@ import pytest
 from dialoop.chat.message import message, tool_from_openai
 from dialoop.chat.template import Template
 from dialoop.serve.failure import ApiError
-from dialoop.serve.openai import Generation, Limits, read_chat, read_text
+from dialoop.serve.openai import Generation, Limits, read_chat, read_text, read_tokens
 
 LOOK_UP = {
     "type": "function",
@@ -151,6 +151,33 @@ def test_tools_are_told_by_the_template_and_forced_calls_have_a_schema(template:
         assert '"const": "look_up"' in (forced.schema or "")
     (none,) = read_chat(body | {"tool_choice": "none"}, template, limits).requests
     assert none.prompt_ids == tuple(template.prompt_ids(own))
+
+
+def test_tokens_are_those_that_are_sent(template: Template) -> None:
+    limits = Limits(max_length=1024, model="m")
+    body = {"model": "m", "messages": HELLO, "tools": [LOOK_UP]}
+    (sent,) = read_chat(body, template, limits).requests
+    told = read_tokens(body | {"add_generation_prompt": True}, template, limits)
+    assert told == list(sent.prompt_ids)
+    plain = {"model": "m", "prompt": "Where is"}
+    (sent,) = read_text(plain, template, limits).requests
+    assert read_tokens(plain, template, limits) == list(sent.prompt_ids)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"add_generation_prompt": False}, "only true is offered"),
+        ({"return_token_strs": True}, "unknown parameter"),
+        ({"model": "gpt"}, "not served here"),
+        ({"prompt": ["a", "b"], "messages": None}, "one text is required"),
+    ],
+)
+def test_tokens_of_what_is_not_offered_are_refused(
+    template: Template, fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ApiError, match=words):
+        read_tokens({"model": "m", "messages": HELLO} | fields, template, LIMITS)
 
 
 def test_response_formats_are_schemas(template: Template) -> None:

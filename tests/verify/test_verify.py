@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.evaluate.http_fake import Json, said, serving
 from tests.tiny import make_tiny_checkpoint
@@ -15,7 +16,11 @@ from dialoop.chat.template import Template
 from dialoop.core.errors import UserError
 from dialoop.core.events import Event, Note, ignore
 from dialoop.core.jobfile import parse
+from dialoop.train.endpoint import Endpoint
+from dialoop.verify.folder import Answered
+from dialoop.verify.material import OWN
 from dialoop.verify.run import run
+from dialoop.verify.served import Served
 from dialoop.verify.spec import VerifyJob
 
 
@@ -127,7 +132,8 @@ class Server:
             messages = [from_openai({"role": "system", "content": "x"}), *messages]
         tools = [tool_from_openai(t) for t in body.get("tools", ())]
         ids = self.folder.template.prompt_ids(messages, tools)
-        return [*ids[:4], *ids[4:][::-1]] if self.ways.get("swaps") else ids
+        swaps = self.ways.get("swaps") or (tools and self.ways.get("swaps_tools"))
+        return [*ids[:4], *ids[4:][::-1]] if swaps else ids
 
     def __call__(self, path: str, body: Json) -> Any:
         if path == "/tokenize":
@@ -169,6 +175,41 @@ def test_served_drift_names_the_token_where_the_server_tells_it(folder: Path) ->
 def test_as_many_other_ids_are_found_by_asking_with_the_ids(folder: Path) -> None:
     with pytest.raises(UserError, match="it sends as many ids, but others"):
         served(folder, swaps=True)
+
+
+@pytest.mark.parametrize("tokenizes", [True, False])
+def test_drift_of_dialogues_with_tools_is_found(folder: Path, *, tokenizes: bool) -> None:
+    expected = "token 4 is" if tokenizes else "it sends as many ids, but others"
+    with pytest.raises(UserError, match=f"dialogue `tools`: .*{expected}"):
+        served(folder, swaps_tools=True, tokenizes=tokenizes)
+
+
+def test_a_call_that_the_server_takes_out_of_the_text_is_the_same_answer(folder: Path) -> None:
+    template = Template.from_folder(folder / "one")
+    written = (
+        'Yes.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    )
+    ids = template.tokenizer.encode(written)
+    dialogue = next(d for d in OWN if d.name == "tools")
+    prompt = template.prompt_ids(dialogue.messages, dialogue.tools)
+    logps = np.zeros((len(ids), template.tokenizer.vocab_size))
+    first = Answered(dialogue, prompt, ids, logps, written)
+    function = {"name": "get_weather", "arguments": '{"city":"Oslo"}'}
+    message = {"content": "Yes.", "tool_calls": [{"id": "1", "function": function}]}
+
+    def answer(path: str, body: Json) -> Any:
+        del body
+        if path == "/tokenize":
+            return {"tokens": prompt}
+        usage = {"prompt_tokens": len(prompt)}
+        return {"choices": [{"message": message}], "usage": usage}
+
+    with serving(answer) as url:
+        form = Served(Endpoint(url=url, model="m"), template, 24)
+        assert form.compare(first, "one").is_same
+        message["tool_calls"] = [{"id": "1", "function": function | {"name": "get_time"}}]
+        assert "get_time" in form.compare(first, "one").answer
+        assert not form.compare(first, "one").is_same
 
 
 def test_served_log_probabilities_are_bounded(folder: Path) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dialoop.core.errors import DialoopError
 from dialoop.gateway import feedback, tracing
 from dialoop.gateway.completions import KINDS, Completions
+from dialoop.gateway.conversations import ConversationsApi
+from dialoop.gateway.responses import ResponsesApi
 from dialoop.gateway.visit import GatewayReply, Visit
 from dialoop.serve.failure import ApiError, from_error
 from dialoop.serve.http import Gone
@@ -48,6 +50,11 @@ class App:
         """Paths with names in them, and how metrics call them."""
         for path in KINDS:
             self.route("POST", path, self.completions.answer)
+        for method, path, handler in (
+            *ConversationsApi(self).routes(),
+            *ResponsesApi(self).routes(),
+        ):
+            self.route(method, path, handler)
         self.route("POST", "/v1/feedback", lambda visit: feedback.put(self, visit))
         self.route("GET", "/v1/models", self._models)
         self.route("GET", "/v1/models/{name:.+}", self._model)
@@ -114,7 +121,10 @@ class App:
         origin = next((v for k, v in scope["headers"] if k == b"origin"), b"")
         if not origin or ("*" not in origins and origin.decode("latin-1") not in origins):
             return []
-        told = b"x-request-id, retry-after, x-dialoop-overhead-ms, x-dialoop-context"
+        told = (
+            b"x-request-id, retry-after, x-dialoop-overhead-ms, x-dialoop-context, "
+            b"x-dialoop-history"
+        )
         return [
             (b"access-control-allow-origin", b"*" if "*" in origins else origin),
             (b"access-control-expose-headers", told),
@@ -152,7 +162,7 @@ class App:
 
     async def _preflight(self, visit: Visit) -> None:
         visit.reply.more += [
-            (b"access-control-allow-methods", b"GET, POST, DELETE"),
+            (b"access-control-allow-methods", b"GET, POST, PUT, DELETE"),
             (b"access-control-allow-headers", _ALLOWED),
             (b"access-control-max-age", b"600"),
         ]

@@ -130,6 +130,7 @@ class Books:
         self._traces.append(trace)
 
     async def _write(self, database: Database) -> None:
+        from dialoop.gateway.store.responses import Responses
         from dialoop.gateway.store.traces import Traces
         from dialoop.gateway.store.usage import Usage as UsageTable
 
@@ -148,6 +149,7 @@ class Books:
             self._traces.popleft()
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY_S:
             self._pruned_at = time.monotonic()
+            await Responses(database).prune()
             await traces.prune(time.time() - self._settings.keep_days * 86_400)
 
     async def _learn(self, table: UsageTable) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from dialoop.gateway import ask
+from dialoop.gateway import ask, dialogue
 from dialoop.gateway.cache import replay
 from dialoop.gateway.call import Call, as_object
 from dialoop.gateway.filtered import Filter
@@ -22,7 +22,8 @@ from dialoop.gateway.guard import Blocked
 from dialoop.gateway.kept import Kept
 from dialoop.gateway.relay import CutError
 from dialoop.gateway.routing import conversation_key
-from dialoop.gateway.sse import DONE, frame
+from dialoop.gateway.sse import frame
+from dialoop.gateway.telling import Telling
 from dialoop.gateway.visit import WhileThere
 from dialoop.serve.failure import ApiError
 from dialoop.serve.http import Gone
@@ -30,6 +31,7 @@ from dialoop.serve.http import Gone
 if TYPE_CHECKING:
     from dialoop.gateway.app import App
     from dialoop.gateway.call import Json
+    from dialoop.gateway.form import Form
     from dialoop.gateway.parts import Parts
     from dialoop.gateway.relay import Answer
     from dialoop.gateway.spec import Kind
@@ -45,7 +47,6 @@ KINDS: dict[str, Kind] = {
 }
 """What is asked for at which path."""
 _SCOPES: dict[Kind, str] = {"chat": "chat", "text": "chat", "embed": "embed", "rerank": "rerank"}
-_END = frame(DONE)
 
 
 class Completions:
@@ -60,41 +61,79 @@ class Completions:
 
     async def answer(self, visit: Visit) -> None:
         """Answer one request."""
-        parts, kind = self._app.parts, KINDS[visit.scope["path"]]
-        sizes, patience = parts.job.sizes, parts.job.patience
-        body = await visit.json(sizes.max_body_bytes, patience.client_s)
-        ask.check(kind, body, sizes)
+        parts = self._app.parts
+        body = await visit.json(parts.job.sizes.max_body_bytes, parts.job.patience.client_s)
+        await self.serve(visit, KINDS[visit.scope["path"]], body)
+
+    async def serve(self, visit: Visit, kind: Kind, body: Json, form: Form | None = None) -> None:
+        """Answer what a body asks.
+
+        Args:
+            visit: whose request it is.
+            kind: of the request.
+            body: as clients of chat completions and the like write it.
+            form: how the answer is told; as completions are, unless given.
+
+        Raises:
+            ApiError: the request is refused, or cannot be answered.
+            Gone: the client went away.
+        """
+        parts = self._app.parts
+        ask.check(kind, body, parts.job.sizes)
         visit.call = call = _call(visit, kind, body, parts)
         if visit.key:
             visit.key.allow(_SCOPES[kind], call.model.name)
         async with WhileThere(visit) as there, parts.admitted(visit, call):
+            turn = None
+            if kind == "chat":
+                body, turn = await dialogue.prepare(visit, call, body, parts, form)
             _check_input(visit, body, parts)
             kept = await Kept.look(visit, call, body, parts)
-            if kept and kept.value:
-                await self._again(visit, call, kept.value, there, parts)
-            elif call.is_stream:
-                await self._stream(visit, call, there, parts, kept)
-            else:
-                await self._whole(visit, call, there, parts, kept)
+            telling = Telling(form, turn)
+            try:
+                if kept and kept.value:
+                    await self._again(visit, call, kept.value, there, parts, telling)
+                elif call.is_stream:
+                    await self._stream(visit, call, there, parts, kept, telling)
+                else:
+                    await self._whole(visit, call, there, parts, kept, telling)
+            except BaseException as error:
+                telling.leave(error)
+                raise
 
     async def _again(
-        self, visit: Visit, call: Call, value: bytes, there: WhileThere, parts: Parts
+        self,
+        visit: Visit,
+        call: Call,
+        value: bytes,
+        there: WhileThere,
+        parts: Parts,
+        telling: Telling,
     ) -> None:
         """An answer that was given before."""
         visit.reply.more.append((b"x-dialoop-cache", b"hit"))
         visit.notes["cache"] = "hit"
-        _tell(visit, call, parts)
-        there.over()
         name, created = f"chatcmpl-{visit.id[:24]}", int(time.time())
-        if call.is_stream:
-            await visit.reply.start_events()
-            events = replay.events(value, name, created, has_usage=call.wants_usage)
-            await visit.reply.end(b"".join(events))
+        there.over()
+        if not call.is_stream:
+            data = await telling.whole(visit, replay.whole(value, name, created))
+            _tell(visit, call, parts)
+            await visit.reply.bytes(data, b"application/json")
             return
-        await visit.reply.bytes(replay.whole(value, name, created), b"application/json")
+        _tell(visit, call, parts)
+        await visit.reply.start_events()
+        events = replay.events(value, name, created, has_usage=call.wants_usage)
+        told = telling.begin() + b"".join(telling.again(event) for event in events)
+        await visit.reply.end(told + await telling.end(visit))
 
     async def _whole(
-        self, visit: Visit, call: Call, there: WhileThere, parts: Parts, kept: Kept | None
+        self,
+        visit: Visit,
+        call: Call,
+        there: WhileThere,
+        parts: Parts,
+        kept: Kept | None,
+        telling: Telling,
     ) -> None:
         found, raw = await parts.relay.whole(call)
         name = (call.served or call.model).name
@@ -106,51 +145,64 @@ class Completions:
             _note_block(visit, passing, parts)
             has_changed = True
         there.over()
+        data = await telling.whole(visit, orjson.dumps(found) if has_changed else raw, found)
         _tell(visit, call, parts)
-        data = orjson.dumps(found) if has_changed else raw
         await visit.reply.bytes(data, b"application/json")
         if kept:
             await kept.put(found, call, parts)
 
     async def _stream(
-        self, visit: Visit, call: Call, there: WhileThere, parts: Parts, kept: Kept | None
+        self,
+        visit: Visit,
+        call: Call,
+        there: WhileThere,
+        parts: Parts,
+        kept: Kept | None,
+        telling: Telling,
     ) -> None:
         answer = await parts.relay.stream(call)
-        gathered = Gathered() if kept else None
+        telling.gather(Gathered() if kept else None)
         try:
             _tell(visit, call, parts)
             await visit.reply.start_events()
+            cut = None
             try:
-                await self._deliver(visit, call, answer, parts, gathered)
+                await self._deliver(visit, call, answer, parts, telling)
             except CutError as error:
+                cut = error
                 parts.metrics.cut(call, error.code or "")
                 visit.notes["error"] = error.code
-                await visit.reply.event(error.body())
+            last = await telling.end(visit, cut)
             there.over()
-            await visit.reply.end(_END)
+            await visit.reply.end(last)
             await answer.finish()
-            if kept and gathered:
-                await kept.put(gathered.completion(), call, parts)
+            if kept and telling.gathered:
+                await kept.put(telling.gathered.completion(), call, parts)
         finally:
             answer.close()
 
     async def _deliver(
-        self, visit: Visit, call: Call, answer: Answer, parts: Parts, gathered: Gathered | None
+        self, visit: Visit, call: Call, answer: Answer, parts: Parts, telling: Telling
     ) -> None:
         """Events as they come, those that came together in one piece."""
         passing = Filter(parts.guard) if parts.guard else None
         name = (call.served or call.model).name
         client_s = parts.job.patience.client_s
+        opening = telling.begin()
         async with aclosing(answer.batches()) as batches:
             async for batch in batches:
-                shown = [_shown(event, raw, name, call, passing) for event, raw in batch]
-                if data := b"".join(shown):
+                shown = [
+                    telling.event(event, _shown(event, raw, name, call, passing))
+                    for event, raw in batch
+                ]
+                if data := opening + b"".join(shown):
+                    opening = b""
                     try:
                         async with asyncio.timeout(client_s):
                             await visit.reply.raw(data)
                     except TimeoutError:
                         raise Gone from None
-                    if gathered:
+                    if gathered := telling.gathered:
                         for event, _ in batch:
                             gathered.add(event)
                 if passing and passing.num_ended >= call.num_choices:
@@ -173,7 +225,7 @@ def _call(visit: Visit, kind: Kind, body: Json, parts: Parts) -> Call:
     if is_stream:
         options = as_object(sent.get("stream_options"))
         sent["stream_options"] = {**options, "include_usage": True}
-    session = visit.header(b"x-session-id").decode("latin-1") or None
+    session = visit.header(b"x-session-id").decode("latin-1") or dialogue.conversation_id(body)
     trace = visit.trace.header(visit.trace.span_id)
     headers = [(b"x-request-id", visit.id.encode()), (b"traceparent", trace)]
     return Call(
@@ -231,13 +283,13 @@ def _tell(visit: Visit, call: Call, parts: Parts) -> None:
 def _shown(event: Json, raw: bytes, name: str, call: Call, passing: Filter | None) -> bytes:
     """One event as the client gets it; empty where it gets none."""
     has_changed = False
+    if event.get("model") != name:
+        event["model"] = name
+        has_changed = True
     if "usage" in event and not call.wants_usage:
         if not event.get("choices"):
             return b""
-        event = {name: value for name, value in event.items() if name != "usage"}
-        has_changed = True
-    if event.get("model") != name:
-        event["model"] = name
+        event = {field: value for field, value in event.items() if field != "usage"}
         has_changed = True
     if passing and event.get("choices"):
         if not passing.chunk(event):

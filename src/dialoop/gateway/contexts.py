@@ -10,6 +10,7 @@ from dialoop.gateway.context.estimate import EstimateCounter
 from dialoop.gateway.context.exact import TemplateCounter
 from dialoop.gateway.context.images import fixed_tokens, internvl_tokens
 from dialoop.gateway.context.manage import ContextManager
+from dialoop.gateway.context.policy import ContextPolicy, Strategy
 from dialoop.gateway.spec import ModelEntry, Version
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Contexts:
 
     def __init__(self, job: GatewayJob, old: Contexts | None = None) -> None:
         self._entries = dict(job.models)
-        self._made: dict[tuple[str, int | None], ContextManager] = {}
+        self._made: dict[tuple[str, int | None, Strategy], ContextManager] = {}
         self._templates: dict[str, Template] = {}
         for name, entry in self._entries.items():
             if entry.tokenizer is None:
@@ -43,8 +44,8 @@ class Contexts:
             self._made = {key: one for key, one in old.made.items() if key[0] in kept}
 
     @property
-    def made(self) -> dict[tuple[str, int | None], ContextManager]:
-        """Managers by model and window."""
+    def made(self) -> dict[tuple[str, int | None, Strategy], ContextManager]:
+        """Managers by model, window and strategy."""
         return self._made
 
     def entry(self, name: str) -> ModelEntry | None:
@@ -55,17 +56,29 @@ class Contexts:
         """A model's tokenizer and chat template, where they are at hand."""
         return self._templates.get(name)
 
-    def find(self, model: Model) -> ContextManager | None:
-        """The manager of a model; None where neither its tokenizer nor its window is known."""
+    def find(self, model: Model, strategy: Strategy | None = None) -> ContextManager | None:
+        """The manager of a model; None where neither its tokenizer nor its window is known.
+
+        Args:
+            model: what will answer.
+            strategy: in place of the model's own, where the request asks for another.
+        """
         entry = self._entries.get(model.name) or ModelEntry(versions=(Version(model=model.name),))
         template = self._templates.get(model.name)
         window = entry.context.window_tokens or _window(model)
         if template is None and window is None:
             return None
-        key = (model.name, window)
+        policy = entry.context
+        key = (model.name, window, strategy or policy.strategy)
         if key not in self._made:
-            self._made[key] = ContextManager(entry.context, _counter(entry, template, window))
+            policy = policy.model_copy(update={"strategy": key[2]})
+            self._made[key] = ContextManager(policy, _counter(entry, template, window))
         return self._made[key]
+
+    def strategy(self, model: Model) -> Strategy:
+        """What a model's policy does with a dialogue that is too long."""
+        entry = self._entries.get(model.name)
+        return entry.context.strategy if entry else ContextPolicy().strategy
 
 
 def _window(model: Model) -> int | None:

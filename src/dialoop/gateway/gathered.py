@@ -49,9 +49,13 @@ class Gathered:
         choices = [self._choices[number] for number in sorted(self._choices)]
         return head | {"choices": choices, "usage": self._usage}
 
+    def choice(self) -> Json:
+        """The first choice, as far as it came."""
+        return self._choices[min(self._choices)] if self._choices else {}
+
     def message(self) -> Json:
         """The message of the first choice, as far as it came."""
-        return self._choices[min(self._choices)]["message"] if self._choices else {}
+        return self.choice().get("message", {})
 
 
 def _new(choice: Json, number: int) -> Json:

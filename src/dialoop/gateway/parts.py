@@ -16,6 +16,7 @@ from dialoop.gateway.cache.memory import MemoryCache
 from dialoop.gateway.cache.redis import RedisCache
 from dialoop.gateway.contexts import Contexts
 from dialoop.gateway.database import Database
+from dialoop.gateway.history import History
 from dialoop.gateway.keys import KeyRing
 from dialoop.gateway.limits import Refusal, is_counted
 from dialoop.gateway.limits.redis import RedisCounters
@@ -45,6 +46,7 @@ class Stores:
     books: Books
     counters: Counters
     database: Database
+    history: History
     keys: KeyRing | None = None
     redis: RedisClient | None = None
     cache: AnswerCache | None = None
@@ -54,6 +56,7 @@ class Stores:
         if self.keys:
             await self.keys.stop()
         await self.books.close()
+        await self.history.close()
         await self.counters.close()
         if self.cache:
             await self.cache.close()
@@ -189,6 +192,7 @@ async def open_stores(job: GatewayJob, folder: Path | None) -> Stores:
         books=books,
         counters=counters,
         database=database,
+        history=History(database),
         keys=keys,
         redis=redis,
         cache=_cache(job, redis),

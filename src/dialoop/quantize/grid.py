@@ -19,6 +19,8 @@ from torch import Tensor
 
 SHARES = tuple(1 - 0.05 * step for step in range(11))
 """Tried shares of the range of a group; the rest is clipped."""
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448
 FEW = 1 << 17
 """Weights that are looked at together on a CPU, so that they stay in its cache."""
 
@@ -32,16 +34,24 @@ class Grid:
     symmetric: bool
     group: int
     """Inputs that share a scale."""
+    is_float: bool = False
+    """Codes are 8-bit floats (e4m3), symmetric, and no whole numbers."""
 
     @property
     def low(self) -> int:
-        """The lowest code; the highest is `-low - 1`."""
-        return -(1 << (self.bits - 1))
+        """The lowest code."""
+        return -FP8_MAX if self.is_float else -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
         """The highest code."""
-        return -self.low - 1
+        return FP8_MAX if self.is_float else -self.low - 1
+
+    def to_codes(self, values: Tensor) -> Tensor:
+        """The nearest codes, float32, of values in units of the scale; may change the values."""
+        if self.is_float:
+            return values.clamp_(self.low, self.high).to(FP8).float()
+        return values.round_().clamp_(self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,7 @@ class Rounded:
     """A weight on its grid."""
 
     codes: Tensor
-    """(E, D) int8."""
+    """(E, D) int8, or 8-bit floats."""
     scale: Tensor
     """(E, G) in the checkpoint's type."""
     zero: Tensor | None
@@ -113,8 +123,7 @@ def fit(
 
 def round_to(weight: Tensor, scales: Scales, grid: Grid) -> Tensor:
     """(E, G, n) float32 codes, whole numbers, of a weight of that shape."""
-    codes = weight / scales.scale[..., None] + scales.zero[..., None]
-    return codes.round_().clamp_(grid.low, grid.high)
+    return grid.to_codes(weight / scales.scale[..., None] + scales.zero[..., None])
 
 
 def nearest(
@@ -137,7 +146,7 @@ def nearest(
 def rounded(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype) -> Rounded:
     """Codes (E, D) and their scales as they are stored."""
     zero = None if grid.symmetric else scales.zero.to(torch.int8)
-    return Rounded(codes.to(torch.int8), scales.scale.to(dtype), zero)
+    return Rounded(codes.to(FP8 if grid.is_float else torch.int8), scales.scale.to(dtype), zero)
 
 
 def _better(

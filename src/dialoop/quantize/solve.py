@@ -94,7 +94,7 @@ def solve(
         for row in range(start, end):
             column = left[row]
             scale, zero = scales.of(owners[row], row)
-            code = (column / scale).add_(zero).round_().clamp_(grid.low, grid.high)
+            code = grid.to_codes((column / scale).add_(zero))
             value = ((code - zero) * scale).to(dtype)
             error = (column - value) / curve.factor[row, row]
             left[row + 1 : end].addr_(curve.factor[row, row + 1 : end], error, alpha=-1)

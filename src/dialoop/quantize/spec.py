@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003  pydantic reads the annotation at run time
 from pathlib import Path  # noqa: TC003
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from dialoop.core.schema import OneOf, Result
 from dialoop.data.spec import Reading
@@ -66,6 +66,16 @@ class QuantizeJob(Reading, frozen=True):
     """Number type of the forward passes; `auto` takes bf16 where the device is fast at it."""
     resume: bool = False
     """Go on with a run that was stopped; its finished layers are kept."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _refuse_gguf(cls, value: Any) -> Any:
+        if isinstance(value, dict) and cast("dict[str, Any]", value).get("kind") == "gguf":
+            raise ValueError(
+                "no GGUF is written; convert_hf_to_gguf.py of llama.cpp makes one of the folder"
+                " that `dialoop merge` writes"
+            )
+        return value
 
     aliases: ClassVar[Mapping[str, str]] = {
         "o": "output",

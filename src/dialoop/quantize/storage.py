@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dialoop.quantize.grid import FP8, FP8_MAX
+
 if TYPE_CHECKING:
     from dialoop.quantize.grid import Rounded
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
 WORD = 32
 
 
@@ -60,7 +60,7 @@ def packed(weight: Rounded, bits: int) -> Stored:
 
 
 def bytes_of(weight: Rounded) -> Stored:
-    """`int-quantized`: a byte a weight, one scale an output."""
+    """`int-quantized` or `float-quantized`: a byte a weight, one scale an output."""
     tensors = {"weight": weight.codes.contiguous(), "weight_scale": weight.scale.contiguous()}
     return Stored(tensors, weight.dense())
 

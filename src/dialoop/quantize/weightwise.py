@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 class Weightwise(Method, frozen=True):
     """Every weight is rounded on its own."""
 
-    needs_data: ClassVar[bool] = False
+    @property
+    @override
+    def needs_data(self) -> bool:
+        return False
 
     @abstractmethod
     def store(self, weight: Tensor, dtype: torch.dtype, bits: int) -> Stored:

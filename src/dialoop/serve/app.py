@@ -24,7 +24,7 @@ from dialoop.serve.answer import Part, parts
 from dialoop.serve.failure import ApiError, bad, from_error
 from dialoop.serve.http import Gone, Reply, read_json, until_gone
 from dialoop.serve.metrics import ServerMetrics
-from dialoop.serve.openai import Generation, Limits, read_chat, read_text
+from dialoop.serve.openai import Generation, Limits, read_chat, read_text, read_tokens
 from dialoop.serve.writer import Choice, Writer, usage
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class App:
         self._posts: dict[str, Callable[[str, Receive, Reply], Awaitable[None]]] = {}
         self._posts |= dict.fromkeys(self._reads, self._generate)
         self._posts |= {"/v1/embeddings": self._read, "/v1/rerank": self._read}
+        self._posts |= {"/tokenize": self._tokenize}
         if settings.may_load_adapters:
             self._posts |= {
                 "/v1/load_lora_adapter": self._load_adapter,
@@ -128,7 +129,7 @@ class App:
 
     async def _route(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         method, path = scope["method"], scope["path"]
-        if path.startswith("/v1/"):
+        if path.startswith("/v1/") or path in self._posts:
             self._authorize(scope)
         if method == "GET" and path in self._gets:
             await self._gets[path](reply)
@@ -235,10 +236,7 @@ class App:
         self._refuse_other(path, "generate")
         began = time.monotonic()
         body = await read_json(receive)
-        model = self._settings.model
-        adapter = next((name for name in self._adapters if name == body.get("model")), None)
-        template = self._adapters.get(adapter or "", self._template)
-        limits = Limits(self._engine.info.max_length, adapter or model, adapter, self._names())
+        template, limits = self._served(body)
         generation = self._reads[path](body, template, limits)
         self._enter(len(generation.requests))
         try:
@@ -249,6 +247,21 @@ class App:
         finally:
             self._leave(len(generation.requests))
         self.metrics.request_s.observe(time.monotonic() - began)
+
+    def _served(self, body: dict[str, Any]) -> tuple[Template, Limits]:
+        """What a request's model is answered by."""
+        adapter = next((name for name in self._adapters if name == body.get("model")), None)
+        template = self._adapters.get(adapter or "", self._template)
+        name = adapter or self._settings.model
+        return template, Limits(self._engine.info.max_length, name, adapter, self._names())
+
+    async def _tokenize(self, path: str, receive: Receive, reply: Reply) -> None:
+        """As vLLM has it: the ids of a chat request or a text, which nothing is generated for."""
+        self._refuse_other(path, "generate")
+        body = await read_json(receive)
+        template, limits = self._served(body)
+        ids = read_tokens(body, template, limits)
+        await reply.json({"tokens": ids, "count": len(ids), "max_model_len": limits.max_length})
 
     async def _read(self, path: str, receive: Receive, reply: Reply) -> None:
         """Vectors or scores."""

@@ -152,6 +152,30 @@ def read_text(body: Json, template: Template, limits: Limits) -> Generation:
     return _generation("text", body, prompts, wanted, limits)
 
 
+def read_tokens(body: Json, template: Template, limits: Limits) -> list[int]:
+    """The ids that a chat request's messages, or a text completion's prompt, are sent as.
+
+    The fields are those of vLLM's `/tokenize`.
+
+    Raises:
+        ApiError: a field is wrong or asks for what is not offered.
+    """
+    kind: Kind = "text" if "prompt" in body else "chat"
+    known = {"text": {"prompt"}, "chat": {"messages", "tools", "add_generation_prompt"}}[kind]
+    for name, value in body.items():
+        if name not in known | {"model"} and value is not None:
+            raise bad(name, "unknown parameter")
+    if body.get("add_generation_prompt", True) is not True:
+        raise bad("add_generation_prompt", "only true is offered: what a chat request sends")
+    _check_model(body, limits)
+    if kind == "text":
+        prompts = _prompts(body["prompt"], template)
+        if len(prompts) != 1:
+            raise bad("prompt", "one text is required")
+        return list(prompts[0])
+    return _chat_ids(_messages(body.get("messages")), template, read_calling(body, template))
+
+
 def _check_fields(kind: Kind, body: Json, limits: Limits) -> None:
     for name, value in body.items():
         if name in _OBEYED[kind] or name in _INFORMATION or value is None:
@@ -165,6 +189,10 @@ def _check_fields(kind: Kind, body: Json, limits: Limits) -> None:
                 param=name,
                 code="unsupported_parameter",
             )
+    _check_model(body, limits)
+
+
+def _check_model(body: Json, limits: Limits) -> None:
     model = body.get("model")
     if not isinstance(model, str):
         raise bad("model", "the name of a model is required")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dialoop.chat.calls import CallReader
 from dialoop.chat.message import to_openai, tool_to_openai
 from dialoop.core.errors import UpstreamError, UserError
 from dialoop.verify.folder import refuse_drift
@@ -35,9 +37,9 @@ class Served:
     def compare(self, first: Answered, reference: str) -> Compared:
         """The same dialogue here.
 
-        The number of prompt tokens must be the first form's; where it is not, the server's own
-        `/tokenize` names the token. Then the ids themselves are sent as a prompt, and must be
-        answered as the dialogue is.
+        The server's own `/tokenize` tells the ids that it makes of the dialogue and its tools.
+        Where it has none, their number must be the first form's, and the ids themselves, sent as
+        a prompt, must be answered as the dialogue is.
 
         Raises:
             UserError: the server makes other ids of the dialogue.
@@ -64,10 +66,18 @@ class Served:
             raise UpstreamError(
                 f"`{self.name}` answers no chat completion: {str(reply)[:200]}"
             ) from error
+        wanted = self._read(first) if dialogue.tools else first.text
+        names = (reference, self.name)
+        if (ids := self._tokenized(asked)) is not None:
+            refuse_drift(dialogue.name, names, (first.prompt_ids, ids), self.template)
         if count != len(first.prompt_ids):
-            self._refuse_count(first, asked, count, reference)
-        self._refuse_other_prompt(first, text, has_tools=bool(dialogue.tools))
-        wanted = first.text
+            raise UserError(
+                f"dialogue `{dialogue.name}`: `{self.name}` makes {count} tokens of it and "
+                f"`{reference}` {len(first.prompt_ids)}; the server does not tell which",
+                hint="serve with the checkpoint's own chat template and tokenizer",
+            )
+        if ids is None:
+            self._refuse_other_prompt(first, text, wanted)
         return Compared(
             dialogue=dialogue.name,
             answer=text,
@@ -87,18 +97,8 @@ class Served:
                 raise
         return self.endpoint.post("chat/completions", body)
 
-    def _refuse_count(self, first: Answered, asked: Json, count: int, reference: str) -> None:
-        names = (reference, self.name)
-        if ids := self._tokenized(asked):
-            refuse_drift(first.dialogue.name, names, (first.prompt_ids, ids), self.template)
-        raise UserError(
-            f"dialogue `{first.dialogue.name}`: `{self.name}` makes {count} tokens of it and "
-            f"`{reference}` {len(first.prompt_ids)}; the server does not tell which",
-            hint="serve with the checkpoint's own chat template and tokenizer",
-        )
-
     def _tokenized(self, asked: Json) -> list[int] | None:
-        """The ids, by the `/tokenize` that vLLM and others have beside `/v1`."""
+        """The ids, by the `/tokenize` that dialoop, vLLM and others have beside `/v1`."""
         beside = self.endpoint.model_copy(
             update={"url": self.endpoint.url.rstrip("/").removesuffix("/v1")}
         )
@@ -107,20 +107,32 @@ class Served:
         except (UserError, UpstreamError, KeyError, TypeError):
             return None
 
-    def _refuse_other_prompt(self, first: Answered, text: str, *, has_tools: bool) -> None:
+    def _read(self, first: Answered) -> str:
+        """The first form's answer as a server tells it, calls taken out of its text."""
+        syntax, tokenizer = self.template.call_syntax, self.template.tokenizer
+        if syntax is None:
+            return first.text
+        shows = not tokenizer.special_ids.isdisjoint(tokenizer.encode(syntax.mark))
+        reader = CallReader(syntax)
+        parts = [
+            reader.push(tokenizer.decode(first.answer_ids, skip_special=not shows)),
+            reader.finish(),
+        ]
+        calls = [_call(call.name, json.dumps(call.arguments)) for _, more in parts for call in more]
+        return "\n".join(["".join(text for text, _ in parts).strip(), *calls]).strip()
+
+    def _refuse_other_prompt(self, first: Answered, text: str, wanted: str) -> None:
         """Ask with the ids themselves: equal prompts have equal greedy answers."""
-        if has_tools:  # a server takes calls out of the text of a dialogue, and not of a prompt
-            return
         body = {"prompt": first.prompt_ids, "temperature": 0, "max_tokens": self.max_new_tokens}
         try:
             plain = str(self.endpoint.post("completions", body)["choices"][0]["text"]).strip()
         except UserError:  # no such route, or it takes no ids
             return
-        if plain != text and plain == first.text:
+        if text != wanted and plain == first.text:
             raise UserError(
                 f"dialogue `{first.dialogue.name}`: `{self.name}` answers the ids of the first "
                 "form as that form does, and the dialogue otherwise: it sends as many ids, but "
-                f"others ({_parting(plain, text)})",
+                f"others ({_parting(wanted, text)})",
                 hint="serve with the checkpoint's own chat template",
             )
 
@@ -138,11 +150,17 @@ class Served:
 
 def _written(message: Json) -> str:
     """What was said; of calls, their names and arguments."""
-    calls = [
-        f"{c['function']['name']} {c['function']['arguments']}"
-        for c in message.get("tool_calls") or ()
-    ]
+    asked = [c["function"] for c in message.get("tool_calls") or ()]
+    calls = [_call(str(c["name"]), str(c["arguments"])) for c in asked]
     return "\n".join([str(message.get("content") or "").strip(), *calls]).strip()
+
+
+def _call(name: str, arguments: str) -> str:
+    """A call, its arguments spelt the same way whoever wrote them."""
+    try:
+        return f"{name} {json.dumps(json.loads(arguments), ensure_ascii=False, sort_keys=True)}"
+    except ValueError:
+        return f"{name} {arguments}"
 
 
 def _parting(one: str, two: str) -> str:

@@ -1,4 +1,4 @@
-"""The contract of counters: tokens of a turn, of what stands around turns, and of a whole prompt."""
+"""The contract of counters: tokens of a turn, of what is around turns, and of a whole prompt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Key facts of turns without a model: clauses that cover most of what is rare, in few tokens.
 
 A dialogue is cut into clauses, and of these the words that say nothing are left out. Every word
-left, in Chinese every pair of signs, is a concept with a weight: rare ones weigh more, and so do
+left (in Chinese every pair of signs) is a concept with a weight: rare ones weigh more, and so do
 numbers, names and quoted titles, and what the user said. Clauses are taken one after another, each
 time the one that adds most weight a token, until the room is full; what is already covered adds
 nothing, so that repetitions stay out. That is concept coverage (Gillick and Favre 2009) with the
@@ -49,26 +49,17 @@ _QUOTED = re.compile(r"《[^》]{1,40}》|“[^”]{1,60}”|\"[^\"]{1,60}\"|「
 _WORD = re.compile(r"[A-Za-z0-9@_$%][\w@.$%'\u2019/-]*")
 _HAN = re.compile(r"[\u4e00-\u9fff]+")
 _LISTED = re.compile(r"[\u4e00-\u9fff\u00b7]{2,10}(?=、)|(?<=、)[\u4e00-\u9fff\u00b7]{2,10}")
-_COUNTED = re.compile(r"[二三四五六七八九十百千万两半\d]+[\u4e00-\u9fff]{1,2}|一个?(?:小时|月|年|周|半)")
+_COUNTED = re.compile(
+    r"[二三四五六七八九十百千万两半\d]+[\u4e00-\u9fff]{1,2}|一个?(?:小时|月|年|周|半)"
+)
 """Numbers with what they count."""
 _SELF = re.compile(
-    r"\b(?:I am|I'm|my name|I (?:really )?(?:like|love|enjoy|prefer|want|plan|live|work)|my favou?rite)\b|"
+    r"\b(?:I am|I'm|my name|my favou?rite|"
+    r"I (?:really )?(?:like|love|enjoy|prefer|want|plan|live|work))\b|"
     r"我叫|我是|我的名字|喜欢|计划|打算|我住|最爱",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(r"[?？]\s*$")
-_STOP = frozenset(
-    """a an the and or but so if of to in on at for with by from as is are was were be been being am
-    do does did done have has had having i me my mine we us our ours you your yours he him his she
-    her hers it its they them their this that these those there here what which who whom how when
-    where why can could will would shall should may might must not no yes ok okay oh hi hello hey
-    thanks thank please sure well really very just also too quite much more most some any all each
-    about into over out up down than then i'm i've i'd i'll it's that's you're don't didn't let
-    let's make get got give go going like know think feel want good great nice glad sounds sound
-    happy always sorry course welcome anything something things thing lot kind bit way even still
-    only because while after before through such other another again ever never now today recently
-    lately friend hope help helpful free tell told say said see sorry try""".split()
-)
 _FILLER = re.compile(
     "(?!一个?(?:小时|月|年|周|半))(?:我觉得|我认为|你觉得|你认为|你可以|我可以|我会|你有没有|有没有|是不是|能不能|不好意思|没关系|没问题|不客气|不用谢|"
     "谢谢你?的?|感谢你?的?|非常|真的|真是|确实|其实|而且|但是|不过|因为|所以|如果|那么|然后|还有|以及|或者|这个|那个|"
@@ -151,7 +142,9 @@ def _clauses(messages: Sequence[Json], count: Callable[[str], int]) -> Iterator[
         weight *= SELF_WEIGHT if is_user and _SELF.search(piece) else 1.0
         plain = 1.0 if is_user else ADVICE_WEIGHT
         weights = {
-            name: weight * (fact if fact > 1 else plain * fact) * math.log1p(len(found) / seen[name])
+            name: weight
+            * (fact if fact > 1 else plain * fact)
+            * math.log1p(len(found) / seen[name])
             for name, fact in facts.items()
         }
         yield _Clause(order, number, text, weights, count(text) + 2)
@@ -191,12 +184,14 @@ def concepts(clause: str, *, is_first: bool = True) -> dict[str, float]:
         is_name = word[0][0].isupper() and (word.start() > 0 or not is_first)
         if name in quoted.casefold() or any(sign.isdigit() for sign in name):
             found[name] = FACT_WEIGHT
-        elif name not in _STOP and len(name) > 1:
-            usual = COMMON_WEIGHT if name in _common("en") else 1.0
+        elif name not in _words("stop_en") and len(name) > 1:
+            usual = COMMON_WEIGHT if name in _words("common_en") else 1.0
             found.setdefault(name, FACT_WEIGHT if is_name else usual)
     facts = " ".join([quoted, *_LISTED.findall(clause), *_COUNTED.findall(clause)])
     for run in _HAN.findall(_FILLER.sub(" ", _QUOTED.sub(" ", clause))):
-        found |= {pair: COMMON_WEIGHT if pair in _common("zh") else 1.0 for pair in _pairs(run)}
+        found |= {
+            pair: COMMON_WEIGHT if pair in _words("common_zh") else 1.0 for pair in _pairs(run)
+        }
     for run in _HAN.findall(facts):
         found |= dict.fromkeys(_pairs(run), FACT_WEIGHT)
     return found
@@ -207,15 +202,17 @@ def _pairs(run: str) -> list[str]:
 
 
 @cache
-def _common(language: str) -> frozenset[str]:
-    file = Path(__file__).with_name(f"common_{language}.txt")
+def _words(name: str) -> frozenset[str]:
+    file = Path(__file__).with_name(f"{name}.txt")
     return frozenset(file.read_text(encoding="utf-8").split())
 
 
 def _thinned(text: str) -> str:
     if _HAN.search(text):
         return _FILLER.sub("", text)
-    kept = [word for word in text.split() if word.strip(".,;:!?()").casefold() not in _STOP]
+    kept = [
+        word for word in text.split() if word.strip(".,;:!?()").casefold() not in _words("stop_en")
+    ]
     return " ".join(kept)
 
 

@@ -1,4 +1,4 @@
-"""Tokens of an image: InternVL's tiles from the size in a PNG's or JPEG's header, or a fixed number.
+"""Tokens of an image: InternVL's tiles by the size in a PNG or JPEG header, or a fixed number.
 
 Tiling: OpenGVLab/InternVL, `dynamic_preprocess` (448 pixels a tile, at most 12 tiles, a thumbnail
 beside them, 256 tokens each); Chen et al. 2024, "How Far Are We to GPT-4V?", section 3.3.

@@ -6,8 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from dialoop.core.errors import DialoopError
+from dialoop.gateway.context.estimate import EstimateCounter
+from dialoop.gateway.context.exact import TemplateCounter
 from dialoop.gateway.context.facts import KeyFacts
-from dialoop.gateway.context.plan import belonging, outline, plan
+from dialoop.gateway.context.images import fixed_tokens, internvl_tokens
+from dialoop.gateway.context.outline import belonging, outline
+from dialoop.gateway.context.plan import plan
 from dialoop.gateway.context.recent import Recent
 from dialoop.gateway.context.summarize import Fold
 from dialoop.gateway.context.turns import digest, text_of
@@ -16,14 +20,31 @@ from dialoop.gateway.context.wording import wording_of
 from dialoop.serve.failure import ApiError
 
 if TYPE_CHECKING:
+    from dialoop.chat.template import Template
     from dialoop.gateway.context.counter import Counter
-    from dialoop.gateway.context.plan import Dialogue, Outline
+    from dialoop.gateway.context.outline import Dialogue, Outline
     from dialoop.gateway.context.policy import ContextPolicy
     from dialoop.gateway.context.summarize import Summarizer
     from dialoop.gateway.context.view import ContextPlan
 
 LINE_TOKENS = 8
 """Tokens that the note around a summary may have beside its heading."""
+
+
+def counter_for(
+    policy: ContextPolicy, template: Template | None, window_tokens: int | None = None
+) -> Counter:
+    """The counter of a model, as the policy wants images counted.
+
+    Args:
+        policy: what was set.
+        template: the model's; None where its tokenizer is not at hand.
+        window_tokens: what its engine allows, where that is known.
+    """
+    rule = internvl_tokens if policy.image_tokens is None else fixed_tokens(policy.image_tokens)
+    if template is None:
+        return EstimateCounter(window_tokens, image_tokens=rule)
+    return TemplateCounter(template, window_tokens=window_tokens, image_tokens=rule)
 
 
 class ContextManager:

@@ -1,22 +1,20 @@
 """Which messages are sent: a pure function of the dialogue, the policy and the model's counter.
 
 System messages, pinned facts, tools and the newest turns are always sent, or the request is refused
-with the numbers. Turns are kept whole and newest first. What is left out is chosen by sums over
-turns, in such a way that one more message never brings an older one back: with `drop` the longest
-end that fits; with `summarize` turns are folded in one go until three fifths of their room are
-used, so that the next requests begin with the same prompt. Then the prompt is counted as a whole,
-and where sums were too low, more is left out.
+with the numbers. Turns are kept whole and newest first. Where the dialogue is cut is found by sums
+(`outline`); then the prompt is counted as a whole, and where sums were too low, more is left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dialoop.gateway.context.turns import cut, digest, text_of
+from dialoop.gateway.context.notes import note, with_note
+from dialoop.gateway.context.outline import Dialogue, Outline, belonging, outline, too_long
+from dialoop.gateway.context.turns import text_of
 from dialoop.gateway.context.view import ContextPlan, Part, Summary
-from dialoop.gateway.context.wording import wording_of
-from dialoop.serve.failure import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,139 +24,9 @@ if TYPE_CHECKING:
     from dialoop.gateway.context.view import Fate
 
 Json = dict[str, Any]
-FOLD_TO = 0.6
-"""Share of the turns' room that is used after turns are folded."""
-SMALLEST_SUMMARY = 24
-"""Tokens below which no summary is worth writing."""
-MESSAGE_BYTES = 64
-"""What templates write around a message, at most, in bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dialogue:
-    """What a request asks to be sent."""
-
-    messages: Sequence[Json]
-    """In OpenAI's spelling."""
-    tools: Sequence[Json] = ()
-    pins: Sequence[str] = ()
-    """Facts that are always sent."""
-    max_tokens: int | None = None
-    """Of the answer, where the request says it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """A dialogue measured, and where it is cut; made by `outline`."""
-
-    dialogue: Dialogue
-    system: list[int]
-    """Places of system messages."""
-    turns: list[list[int]]
-    """Places of the messages of each turn."""
-    counts: list[tuple[int, ...]]
-    """Tokens of the messages of each turn."""
-    system_tokens: int
-    """System messages, and what the template writes around a dialogue."""
-    pins_tokens: int
-    tools_tokens: int
-    window: int
-    limit: int
-    """Tokens that the prompt may have so that the preferred room for the answer stays."""
-    hard_limit: int
-    """Tokens that it may have at all."""
-    last_start: int
-    """The last place where the turns that are sent may begin."""
-    start: int
-    """The first turn that is sent."""
-    summary_room: int
-    """Tokens that a summary of the turns before it may have; 0 where none is wanted."""
-
-    @property
-    def fixed(self) -> int:
-        """Tokens of what is always sent, the newest turns apart."""
-        return self.system_tokens + self.pins_tokens + self.tools_tokens
-
-    def tokens_from(self, start: int) -> int:
-        """Tokens of the turns from one on, summed up."""
-        return sum(map(sum, self.counts[start:]))
-
-    def messages_before(self, start: int) -> list[Json]:
-        """The messages of the turns before one."""
-        places = (place for turn in self.turns[:start] for place in turn)
-        return [self.dialogue.messages[place] for place in places]
-
-
-def is_surely_within(num_bytes: int, num_messages: int, max_tokens: int, window: int) -> bool:
-    """Whether a dialogue of plain text fits whatever its tokens are: each has a byte or more.
-
-    For requests without tools, pins and images; it costs nothing, so ask it before planning.
-
-    Args:
-        num_bytes: of all texts, in UTF-8.
-        num_messages: of the dialogue.
-        max_tokens: room for the answer.
-        window: prompt and answer together.
-    """
-    # twice more for what the template writes around the dialogue, such as its own system message
-    return num_bytes + MESSAGE_BYTES * (num_messages + 8) + max_tokens <= window
-
-
-def window_of(policy: ContextPolicy, counter: Counter) -> int:
-    """Tokens for prompt and answer together.
-
-    Raises:
-        ApiError: neither the policy nor the model says.
-    """
-    window = policy.window_tokens or counter.window_tokens
-    if window is None:
-        raise ApiError(
-            500, "the model does not say how long its window is: set `context.window_tokens`"
-        )
-    return window
-
-
-def outline(
-    dialogue: Dialogue, policy: ContextPolicy, counter: Counter, summary: Summary | None = None
-) -> Outline:
-    """Measure a dialogue and find where it is cut.
-
-    Args:
-        dialogue: what is asked.
-        policy: what was set.
-        counter: of the model that will answer.
-        summary: what was made before; the turns that it stands for stay out.
-
-    Raises:
-        ApiError: 400 `context_length_exceeded` when what must be sent does not fit.
-    """
-    messages, window = dialogue.messages, window_of(policy, counter)
-    system, turns = cut(messages)
-    told = [messages[place] for place in system]
-    base = counter.fixed(told, ())
-    pinned = counter.fixed(with_note(told, _pins_note(dialogue)), ()) if dialogue.pins else base
-    with_tools = counter.fixed(told, dialogue.tools) if dialogue.tools else base
-    hard_limit = window - (dialogue.max_tokens or 1)
-    preferred = dialogue.max_tokens or policy.answer_room(window)
-    found = Outline(
-        dialogue=dialogue,
-        system=system,
-        turns=turns,
-        counts=[counter.turn([messages[place] for place in turn]) for turn in turns],
-        system_tokens=base,
-        pins_tokens=pinned - base,
-        tools_tokens=with_tools - base,
-        window=window,
-        limit=window - preferred,
-        hard_limit=hard_limit,
-        last_start=max(0, len(turns) - policy.keep_recent_turns),
-        start=0,
-        summary_room=0,
-    )
-    must = found.fixed + found.tokens_from(found.last_start)
-    if must > hard_limit:
-        raise too_long(found, found.last_start, must)
-    return _with_start(found, policy, summary)
+_SENTENCE = re.compile(
+    r".+?(?:[\n.!?;\u3002\uff01\uff1f\uff1b]+(?=\s|[\u2e80-\u9fff])|\n|$)", re.DOTALL
+)
 
 
 def plan(
@@ -184,7 +52,7 @@ def plan(
         ApiError: 400 `context_length_exceeded` when what must be sent does not fit.
     """
     found = found or outline(dialogue, policy, counter, summary)
-    summary = belonging(summary, found)
+    summary = belonging(summary, found) if policy.strategy == "summarize" else None
     if summary is not None:
         summary, told = _shortened(summary, found, counter)
         notes = [*notes, *told]
@@ -203,135 +71,29 @@ def plan(
     )
 
 
-def too_long(found: Outline, start: int, tokens: int) -> ApiError:
-    """The refusal, with the numbers by part.
-
-    Args:
-        found: the measured dialogue.
-        start: the first turn that would have to be sent.
-        tokens: what has to be sent.
-    """
-    size, place = max(_sizes(found, start), default=(0, 0))
-    answer = found.window - found.hard_limit
-    listed = (
-        f"system {found.system_tokens}, pinned facts {found.pins_tokens}, "
-        f"tools {found.tools_tokens}, turns {found.tokens_from(start)} "
-        f"(the longest message, messages[{place}], {size}), answer {answer}"
-    )
-    return ApiError(
-        400,
-        f"This model's maximum context length is {found.window} tokens. What must be sent takes "
-        f"{tokens + answer}: {listed}. Shorten one of these, or ask for a shorter answer.",
-        param="messages",
-        code="context_length_exceeded",
-    )
-
-
-def with_note(system: Sequence[Json], note: str) -> list[Json]:
-    """System messages with a note behind the first, or with the note as the only one.
-
-    Templates know one system message at the beginning; many refuse a second.
-    """
-    if not note:
-        return list(system)
-    if not system:
-        return [{"role": "system", "content": note}]
-    first, *others = system
-    content = first.get("content")
-    if isinstance(content, list):
-        joined: Any = [*content, {"type": "text", "text": f"\n\n{note}"}]  # pyright: ignore[reportUnknownVariableType]
-    else:
-        joined = f"{content}\n\n{note}" if content else note
-    return [{**first, "content": joined}, *others]
-
-
-def belonging(summary: Summary | None, found: Outline) -> Summary | None:
-    """The summary, if the dialogue still begins with the turns that it stands for."""
-    if summary is None or not 0 < summary.num_turns <= found.last_start:
-        return None
-    before = found.messages_before(summary.num_turns)
-    return summary if digest(before) == summary.digest else None
-
-
-def _with_start(found: Outline, policy: ContextPolicy, summary: Summary | None) -> Outline:
-    """Choose the first turn that is sent."""
-    whole = found.fixed + found.tokens_from(0)
-    if policy.strategy == "refuse":
-        if whole > found.hard_limit:
-            raise too_long(found, 0, whole)
-        return replace(found, limit=found.hard_limit, last_start=0)
-    room = policy.summary_room(found.window)
-    history = found.limit - found.fixed
-    costs = [sum(counts) for counts in found.counts]
-    if policy.strategy == "drop":
-        start = _longest_end(costs, history, found.last_start)
-    else:
-        keep = len(costs) - found.last_start
-        start = _folded(costs, history, history - room, keep)
-        if own := belonging(summary, found):
-            start = max(start, min(own.num_turns, found.last_start))
-    if start == 0 or not room:
-        return replace(found, start=start)
-    left = max(found.limit, found.fixed) - found.fixed - found.tokens_from(start)
-    room = min(room, left)
-    return replace(found, start=start, summary_room=room if room >= SMALLEST_SUMMARY else 0)
-
-
-def _longest_end(costs: list[int], room: int, last_start: int) -> int:
-    start = last_start
-    used = sum(costs[start:])
-    while start and used + costs[start - 1] <= room:
-        start -= 1
-        used += costs[start]
-    return start
-
-
-def _folded(costs: list[int], first_room: int, room: int, keep: int) -> int:
-    """Where the dialogue begins after it grew turn by turn, and was folded whenever it was full.
-
-    Args:
-        costs: tokens of each turn.
-        first_room: tokens for turns as long as nothing is folded.
-        room: tokens for turns beside a summary.
-        keep: turns at the end that are never folded.
-    """
-    start = used = 0
-    for place, cost in enumerate(costs):
-        used += cost
-        if used <= (room if start else first_room):
-            continue
-        while used > FOLD_TO * room and start < place + 1 - keep:
-            used -= costs[start]
-            start += 1
-    return start
-
-
-def _sizes(found: Outline, start: int) -> Iterator[tuple[int, int]]:
-    """Tokens and place of the messages of the turns from one on."""
-    for turn, counts in zip(found.turns[start:], found.counts[start:], strict=True):
-        yield from zip(counts, turn, strict=True)
-
-
 def _shortened(
     summary: Summary, found: Outline, counter: Counter
 ) -> tuple[Summary | None, list[str]]:
-    """As many of the summary's lines as there is room for, and what to tell about it."""
+    """As many of the summary's sentences as there is room for, and what to tell about it."""
     if not found.summary_room:
         return None, ["the newest turns leave no room for the summary"]
-    lines = summary.text.splitlines()
-    fits, breaks = 0, len(lines) + 1
     if _summary_tokens(found, summary, counter) <= found.summary_room:
         return summary, []
+    sentences = _SENTENCE.findall(summary.text)
+    fits, breaks = 0, len(sentences)
     while breaks - fits > 1:
         middle = (fits + breaks) // 2
-        shorter = replace(summary, text="\n".join(lines[:middle]))
+        shorter = replace(summary, text="".join(sentences[:middle]).strip())
         if _summary_tokens(found, shorter, counter) <= found.summary_room:
             fits = middle
         else:
             breaks = middle
-    told = [f"the summary was cut to {fits} of {len(lines)} lines: it may have "
-            f"{found.summary_room} tokens"]
-    return (replace(summary, text="\n".join(lines[:fits])) if fits else None), told
+    told = (
+        f"the summary was cut to {fits} of {len(sentences)} sentences: it may have "
+        f"{found.summary_room} tokens"
+    )
+    text = "".join(sentences[:fits]).strip()
+    return (replace(summary, text=text) if text else None), [told]
 
 
 def _confirmed(
@@ -367,31 +129,17 @@ def _composed(found: Outline, start: int, summary: Summary | None) -> list[Json]
     messages = found.dialogue.messages
     kept = {place for turn in found.turns[start:] for place in turn}.union(found.system)
     sent = [message for place, message in enumerate(messages) if place in kept]
-    note = _note(found.dialogue, summary)
-    if not note:
+    text = note(found.dialogue.pins, summary.text if summary else "")
+    if not text:
         return sent
     if found.system and found.system[0] == min(kept):
-        return with_note(sent, note)
-    return [*with_note([], note), *sent]
-
-
-def _note(dialogue: Dialogue, summary: Summary | None) -> str:
-    notes = [_pins_note(dialogue)]
-    if summary is not None:
-        notes.append(f"{wording_of(summary.text).summary}\n{summary.text}")
-    return "\n\n".join(note for note in notes if note)
-
-
-def _pins_note(dialogue: Dialogue) -> str:
-    if not dialogue.pins:
-        return ""
-    heading = wording_of("".join(dialogue.pins)).pins
-    return "\n".join([heading, *(f"- {pin}" for pin in dialogue.pins)])
+        return with_note(sent, text)
+    return [*with_note([], text), *sent]
 
 
 def _summary_tokens(found: Outline, summary: Summary, counter: Counter) -> int:
     told = [found.dialogue.messages[place] for place in found.system]
-    noted = with_note(told, _note(found.dialogue, summary))
+    noted = with_note(told, note(found.dialogue.pins, summary.text))
     return counter.fixed(noted, ()) - found.system_tokens - found.pins_tokens
 
 
@@ -410,8 +158,10 @@ def _parts(
     if summary is not None:
         size = _summary_tokens(found, summary, counter)
         yield Part("summary", size, "kept", f"stands for the first {summary.num_turns} turns")
-    listed = {place: Part(f"messages[{place}]", size, "kept", "system messages are always sent")
-              for place, size in sizes.items()}
+    listed = {
+        place: Part(f"messages[{place}]", size, "kept", "system messages are always sent")
+        for place, size in sizes.items()
+    }
     for number, (turn, counts) in enumerate(zip(found.turns, found.counts, strict=True)):
         fate, reason = _fate(number, found, start, summary, policy)
         for place, size in zip(turn, counts, strict=True):

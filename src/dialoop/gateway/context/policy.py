@@ -8,11 +8,13 @@ from pydantic import Field
 
 from dialoop.core.schema import Spec
 
+Strategy = Literal["refuse", "drop", "summarize"]
+
 
 class ContextPolicy(Spec, frozen=True):
     """How a dialogue that is longer than the model's window is sent."""
 
-    strategy: Literal["refuse", "drop", "summarize"] = "summarize"
+    strategy: Strategy = "summarize"
     """`refuse` answers with status 400; `drop` leaves the oldest turns out; `summarize` leaves them
     out, too, and sends a summary of them."""
     window_tokens: int | None = Field(default=None, ge=64)
@@ -23,7 +25,7 @@ class ContextPolicy(Spec, frozen=True):
     keep_recent_turns: int = Field(default=1, ge=1)
     """Newest turns that are always sent; a request where they do not fit is refused. A turn is a
     message of the user with all that follows up to the next one."""
-    summary_tokens: int | None = Field(default=None, ge=32)
+    summary_tokens: int | None = Field(default=None, ge=64)
     """Tokens for the summary; two fifths of the window, at most
     4096, unless given."""
     image_tokens: int | None = Field(default=None, ge=1)
@@ -37,4 +39,4 @@ class ContextPolicy(Spec, frozen=True):
         """Tokens that a summary may have; 0 where none is written."""
         if self.strategy != "summarize":
             return 0
-        return self.summary_tokens or max(32, min(window * 2 // 5, 4096))
+        return self.summary_tokens or max(64, min(window * 2 // 5, 4096))

@@ -86,11 +86,13 @@ def _url(part: Any) -> str | None:
 
 
 def _slim(item: Any) -> Any:
-    content = cast("Json", item).get("content") if isinstance(item, dict) else None
+    """An item with the sizes of its images in their places."""
+    message = cast("Json", item) if isinstance(item, dict) else {}
+    content = message.get("content")
     if not isinstance(content, list):
-        return item
+        return cast("Any", item)
     parts = cast("list[Any]", content)
-    return {**item, "content": [part if _url(part) is None else _sized(part) for part in parts]}
+    return message | {"content": [part if _url(part) is None else _sized(part) for part in parts]}
 
 
 def _sized(part: Json) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import delete, insert, select, update
@@ -45,6 +45,20 @@ class Summary:
     text: str
     upto: str
     """Id of the last item that is in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The end of a conversation, and what every prompt of it carries."""
+
+    pins: list[str]
+    summary: Summary | None
+    items: list[Item]
+    """The oldest first."""
+
+    def and_then(self, late: Sequence[Item]) -> Recent:
+        """The same with further items behind it."""
+        return replace(self, items=[*self.items, *late])
 
 
 class Conversations:
@@ -177,6 +191,24 @@ class Conversations:
 
         return await self._database.read(work)
 
+    async def recent(self, tenant: str, conversation_id: str, limit: int) -> Recent:
+        """The last items, on one connection with the pins and the summary.
+
+        Raises:
+            ApiError: 404, there is no such conversation.
+        """
+        head = select(conversations).where(*_one(tenant, conversation_id))
+        last = select(items.c.body).where(*_of(tenant, conversation_id))
+        last = last.order_by(items.c.position.desc()).limit(limit)
+
+        async def work(connection: AsyncConnection) -> Recent:
+            row = (await connection.execute(head)).mappings().first()
+            row = _there(row, conversation_id)
+            found = list((await connection.execute(last)).scalars())
+            return Recent(row["pins"], _summary(row), found[::-1])
+
+        return await self._database.read(work)
+
     async def item(self, tenant: str, conversation_id: str, item_id: str) -> Item | None:
         """One item; None when the tenant has no such item there."""
         wanted = select(items.c.body).where(*_of(tenant, conversation_id), items.c.id == item_id)
@@ -198,10 +230,7 @@ class Conversations:
 
     async def summary(self, tenant: str, conversation_id: str) -> Summary | None:
         """What older items said; None when nothing was summarised."""
-        row = await self._row(tenant, conversation_id)
-        if row["summary"] is None:
-            return None
-        return Summary(row["summary"], row["summary_upto"])
+        return _summary(await self._row(tenant, conversation_id))
 
     async def set_summary(self, tenant: str, conversation_id: str, text: str, upto: str) -> None:
         """Keep what the items up to `upto` (an item's id) said, in place of what was kept."""
@@ -214,6 +243,10 @@ class Conversations:
     async def _set(self, tenant: str, conversation_id: str, values: Mapping[str, Any]) -> None:
         statement = update(conversations).where(*_one(tenant, conversation_id)).values(values)
         _there(await self._database.change(statement) or None, conversation_id)
+
+
+def _summary(row: RowMapping) -> Summary | None:
+    return None if row["summary"] is None else Summary(row["summary"], row["summary_upto"])
 
 
 def _one(tenant: str, conversation_id: str) -> tuple[Any, Any]:

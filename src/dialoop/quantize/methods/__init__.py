@@ -20,13 +20,16 @@ Shapes = Mapping[str, tuple[int, int]]
 class Method(Option, frozen=True):
     """Rounds the linear layers between embedding and head."""
 
-    needs_data: ClassVar[bool]
-    """Whether it looks at what the layers read."""
     default_bits: ClassVar[int]
     other_bits: ClassVar[tuple[int, ...]] = ()
     """What `precisions` may give a layer in place of `default_bits`."""
     extra: ClassVar[str] = "quant"
     """The extra of dialoop that brings `packages`."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at what the layers read."""
+        return True
 
     @property
     def packages(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -36,7 +36,6 @@ class Awq(Grouped, frozen=True):
     """`gptq` makes up for each column's error with the next ones; `nearest` is the paper's."""
     damping: float = Field(default=0.01, gt=0, le=1)
     """Share of the Hessian's mean diagonal that is added to it, for `gptq`."""
-    needs_data: ClassVar[bool] = True
 
     @override
     def quantize(

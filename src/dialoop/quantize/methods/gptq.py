@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -31,7 +31,6 @@ class Gptq(Grouped, frozen=True):
     stored weights stays, so every engine reads the result."""
     clip_search: bool = True
     """Search each group's scale for the least error; else it reaches the largest weight."""
-    needs_data: ClassVar[bool] = True
 
     @override
     def quantize(

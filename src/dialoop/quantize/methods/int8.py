@@ -23,15 +23,14 @@ class Int8(Method, frozen=True):
     """8-bit weights, a scale an output; activations rounded as they come, token by token (W8A8)."""
 
     kind: Literal["int8"] = "int8"
-    smoothing: float = Field(default=0.8, ge=0, le=1)
-    """Share of the activations' range that moves into the weights (SmoothQuant); 0 smooths
-    nothing."""
+    smoothing: float = Field(default=0.65, ge=0, le=1)
+    """Share of the activations' range that moves into the weights (SmoothQuant), before every
+    linear layer; 0 smooths nothing."""
     rounding: Literal["gptq", "nearest"] = "gptq"
     """`gptq` makes up for each column's error with the next ones; `nearest` is faster."""
     damping: float = Field(default=0.01, gt=0, le=1)
     """Share of the Hessian's mean diagonal that is added to it, for `gptq`."""
     default_bits: ClassVar[int] = 8
-    needs_data: ClassVar[bool] = True
 
     @override
     def refuse(self, shapes: Shapes) -> None:
@@ -50,10 +49,10 @@ class Int8(Method, frozen=True):
 
         if self.smoothing:
             seen = survey(layer, parts, products=False)
-            for pair in balance.NORMS:
+            for pair in (*balance.NORMS, *balance.PROJECTIONS):
                 if all(name in bits for name in pair.readers):
                     factors = smooth(layer, pair, seen[pair.readers[0]], self.smoothing)
-                    balance.apply(layer, pair, factors)
+                    balance.apply(layer, pair, balance.shared(layer, pair, factors))
         stored: dict[str, Stored] = {}
         solver = Solver(damping=self.damping, reorder=True, search=False)
 

@@ -23,7 +23,11 @@ class Int8Weight(Grouped, frozen=True):
     symmetric: bool = True
     """Without zero points, which is what most kernels read fastest."""
     default_bits: ClassVar[int] = 8
-    needs_data: ClassVar[bool] = False
+
+    @property
+    @override
+    def needs_data(self) -> bool:
+        return False
 
     @override
     def quantize(
