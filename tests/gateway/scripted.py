@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Json = dict[str, Any]
-CUT: Any = None
+CUT: Any = "cut"
 """In a script: the connection breaks here."""
 MODEL = "m"
 
@@ -28,7 +28,7 @@ MODEL = "m"
 def chunk(finish: str | None = None, **delta: Any) -> Json:
     """One chunk of a chat's stream."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL} | {
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL} | {
         "choices": [choice]
     }
 
@@ -71,6 +71,10 @@ class Engine:
         finally:
             writer.close()
 
+    def script_of(self, body: Json) -> list[Any]:
+        """What is said to a request."""
+        return self.script
+
     async def _serve(self, path: str, body: Json, writer: asyncio.StreamWriter) -> None:
         if path.endswith("/models"):
             await _send(writer, {"data": [{"id": MODEL}]})
@@ -84,11 +88,11 @@ class Engine:
             await _send(writer, {"error": {"message": "scripted"}}, self.status)
             return
         if not body.get("stream"):
-            await _send(writer, await self._whole())
+            await _send(writer, await self._whole(body))
             return
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
         writer.write(b"connection: close\r\n\r\n")
-        for step in self.script:
+        for step in self.script_of(body):
             if step is CUT:
                 raise ConnectionError
             if callable(step):
@@ -103,14 +107,14 @@ class Engine:
         await writer.drain()
         raise ConnectionError
 
-    async def _whole(self) -> Json:
+    async def _whole(self, body: Json) -> Json:
         from dialoop.gateway.gathered import Gathered
 
         gathered = Gathered()
-        for step in self.script:
+        for step in self.script_of(body):
             if callable(step):
                 await step()
-            elif step:
+            elif step is not CUT:
                 gathered.add(step)
         return gathered.completion() | {"usage": USAGE}
 

@@ -91,15 +91,11 @@ def test_of_a_cut_answer_what_was_delivered_is_kept(tmp_path: Path) -> None:
     async def work(live: Live) -> None:
         place = (await live.client.conversations.create()).id
         live.engine.script = [*says("Hello there")[:2], CUT]
-        pieces: list[str] = []
-
-        async def listen() -> None:
-            async for one in await talk(live, place, stream=True):
-                pieces.append(one.choices[0].delta.content)
-
+        events = await talk(live, place, stream=True)
+        assert (await anext(events)).choices[0].delta.content == "Hel"
+        assert (await anext(events)).choices[0].delta.content == "lo "
         with pytest.raises(openai.APIError, match="the answer was cut"):
-            await listen()
-        assert pieces == ["Hel", "lo "]
+            await anext(events)
         assert await kept(live, place) == [
             ("user", "completed", "Hi"),
             ("assistant", "incomplete", "Hello "),

@@ -139,6 +139,8 @@ class Completions:
         name = (call.served or call.model).name
         has_changed = found.get("model") != name
         found["model"] = name
+        if call.kind == "chat":
+            has_changed |= _completed(found)
         if parts.guard:
             passing = Filter(parts.guard)
             passing.whole(found)
@@ -242,6 +244,21 @@ def _call(visit: Visit, kind: Kind, body: Json, parts: Parts) -> Call:
         wants_usage=is_stream and ask.wants_usage(body),
         num_choices=ask.num_choices(kind, body) if kind in ("chat", "text") else 1,
     )
+
+
+def _completed(found: Json) -> bool:
+    """Add fields that OpenAI's schema requires and some engines leave out; whether there were any.
+
+    Clients whose types are made from the schema fail without them.
+    """
+    has_changed = False
+    for choice in found.get("choices") or ():
+        message = as_object(choice.get("message"))
+        if message and ("refusal" not in message or message.get("annotations") is None):
+            message.setdefault("refusal", None)
+            message["annotations"] = message.get("annotations") or []
+            has_changed = True
+    return has_changed
 
 
 def _check_input(visit: Visit, body: Json, parts: Parts) -> None:

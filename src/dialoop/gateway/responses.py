@@ -46,6 +46,7 @@ class ResponsesApi:
         one = _PATH + "/{id}"
         return [
             ("POST", _PATH, self._create),
+            ("POST", _PATH + "/compact", self._compact),
             ("GET", one, self._get),
             ("DELETE", one, self._delete),
             ("POST", one + "/cancel", self._cancel),
@@ -100,6 +101,13 @@ class ResponsesApi:
         if not await table.delete(visit.tenant, name):
             raise _missing(name)
         await visit.reply.json({"id": name, "object": "response.deleted", "deleted": True})
+
+    async def _compact(self, visit: Visit) -> None:
+        raise ApiError(
+            404,
+            "responses are not compacted: the context policy of a model (`models.NAME.context`) "
+            "keeps dialogues within its window",
+        )
 
     async def _cancel(self, visit: Visit) -> None:
         await self._found(visit)
