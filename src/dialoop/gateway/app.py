@@ -55,6 +55,7 @@ class App:
             *ResponsesApi(self).routes(),
         ):
             self.route(method, path, handler)
+        self.route("POST", "/v1/context", self.completions.context)
         self.route("POST", "/v1/feedback", lambda visit: feedback.put(self, visit))
         self.route("GET", "/v1/models", self._models)
         self.route("GET", "/v1/models/{name:.+}", self._model)

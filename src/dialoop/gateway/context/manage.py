@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dialoop.core.errors import DialoopError
 from dialoop.gateway.context.estimate import EstimateCounter
 from dialoop.gateway.context.exact import TemplateCounter
 from dialoop.gateway.context.facts import KeyFacts
 from dialoop.gateway.context.images import fixed_tokens, internvl_tokens
-from dialoop.gateway.context.outline import belonging, outline
+from dialoop.gateway.context.outline import belonging, is_surely_within, outline, window_of
 from dialoop.gateway.context.plan import plan
 from dialoop.gateway.context.recent import Recent
 from dialoop.gateway.context.summarize import Fold
@@ -20,6 +20,8 @@ from dialoop.gateway.context.wording import wording_of
 from dialoop.serve.failure import ApiError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dialoop.chat.template import Template
     from dialoop.gateway.context.counter import Counter
     from dialoop.gateway.context.outline import Dialogue, Outline
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from dialoop.gateway.context.summarize import Summarizer
     from dialoop.gateway.context.view import ContextPlan
 
+Json = dict[str, Any]
 LINE_TOKENS = 8
 """Tokens that the note around a summary may have beside its heading."""
 
@@ -72,6 +75,32 @@ class ContextManager:
         self._summarizer = summarizer or KeyFacts()
         self._timeout_s = timeout_s
         self._known: Recent[Summary] = Recent(size)
+
+    def holds(self, messages: Sequence[Json], max_tokens: int | None) -> bool:
+        """Whether a dialogue surely fits as it is; it costs next to nothing, so ask it first.
+
+        Only for requests without tools and pins; one with images is planned always.
+
+        Args:
+            messages: in OpenAI's spelling.
+            max_tokens: of the answer, where the request says it.
+        """
+        window = window_of(self._policy, self._counter)
+        num_bytes = 0
+        for message in messages:
+            content = message.get("content")
+            if not isinstance(content, str) or message.get("tool_calls"):
+                return False
+            num_bytes += len(content.encode("utf-8", "replace"))
+            if num_bytes > window:
+                return False
+        room = max_tokens or self._policy.answer_room(window)
+        return is_surely_within(num_bytes, len(messages), room, window)
+
+    def learn(self, messages: Sequence[Json], prompt_tokens: int) -> None:
+        """Take in what an engine counted, where tokens are estimates."""
+        if isinstance(self._counter, EstimateCounter):
+            self._counter.learn(messages, prompt_tokens)
 
     async def plan(self, dialogue: Dialogue, summary: Summary | None = None) -> ContextPlan:
         """What to send; `plan.summary` is to be stored with the conversation.
