@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dialoop.core.errors import DialoopError
 from dialoop.gateway import tracing
-from dialoop.gateway.limits.quota import QuotaBook, TokenUse, day_of
+from dialoop.gateway.limits.quota import QuotaBook, Usage, day_of
 
 if TYPE_CHECKING:
     from dialoop.gateway.database import Database
@@ -73,7 +73,7 @@ class Books:
         offset = tracing.wall_offset()
         call, key = visit.call, visit.key
         if key and call and call.num_attempts:
-            usage = TokenUse(1, call.usage.prompt, call.usage.completion, call.usage.cached)
+            usage = Usage(1, call.usage.prompt, call.usage.completion, call.usage.cached)
             self.quotas.add(key.id, day_of(now + offset), usage)
         found: dict[str, Any] | None = None
         if self._access:

@@ -102,7 +102,7 @@ class ResponsesApi:
             raise _missing(name)
         await visit.reply.json({"id": name, "object": "response.deleted", "deleted": True})
 
-    async def _compact(self, visit: Visit) -> None:
+    async def _compact(self, _: Visit) -> None:
         raise ApiError(
             404,
             "responses are not compacted: the context policy of a model (`models.NAME.context`) "
