@@ -487,6 +487,10 @@ class RunningEngine:
         """`Engine.report`."""
         return self._control(b"")
 
+    def num_requests(self) -> int:
+        """Requests since the last `behave`."""
+        return self.report()["counts"].get("requests", 0)
+
     def signal(self, number: signal.Signals) -> None:
         """SIGKILL, SIGSTOP, SIGCONT; a killed one is waited for."""
         self.process.send_signal(number)

@@ -162,6 +162,7 @@ class Client(asyncio.Protocol):
         self._address = address
         self._timeout_s = timeout_s
         self._transport: asyncio.Transport | None = None
+        self._has_left = False
         self._done: asyncio.Future[Reply] | None = None
         self._reply = Reply()
         self._began = 0.0
@@ -175,12 +176,16 @@ class Client(asyncio.Protocol):
         self._began = time.perf_counter()
         self._reply = Reply(began=self._began)
         self.answers.clear()
+        self._has_left = False
         transport = self._transport
         if transport is None:
             try:
                 transport, _ = await loop.create_connection(lambda: self, *self._address)
             except OSError:
                 return Reply(began=self._began, seconds=0.0, failure="refused")
+            if self._has_left:
+                self.close()
+                return self._reply
         self._parser = httptools.HttpResponseParser(self)
         self._pieces = []
         self._done = loop.create_future()
@@ -193,6 +198,7 @@ class Client(asyncio.Protocol):
 
     def close(self) -> None:
         """Leave; an answer under way ends as it is."""
+        self._has_left = True
         if self._transport:
             self._transport.abort()
             self._transport = None
@@ -389,6 +395,7 @@ async def opened(
     *,
     warm_s: float = 0.5,
     most_open: int = 512,
+    keeps: bool = True,
     timeout_s: float = 30,
     seed: int = 0,
     on_reply: Callable[[str, Reply], None] | None = None,
@@ -401,6 +408,7 @@ async def opened(
         seconds: how long they come, after the warm-up.
         warm_s: what comes within this first time does not count.
         most_open: requests under way at most; what comes above counts as `overrun`.
+        keeps: whether connections are used again.
         timeout_s: when an answer is given up.
         seed: of the times of arrival.
         on_reply: called with each reply and its kind.
@@ -414,7 +422,10 @@ async def opened(
         client = idle.pop() if idle else Client(target.address, timeout_s)
         late_s = time.perf_counter() - due
         reply = await client.ask(numbers.next())
-        idle.append(client)
+        if keeps:
+            idle.append(client)
+        else:
+            client.close()
         if due < began + warm_s:
             return
         kind = tally.add(reply, late_s)

@@ -105,7 +105,7 @@ def _dialoop(**fields: object) -> Callable[[Setting], list[str]]:
     def command(at: Setting) -> list[str]:
         engines = [{"name": f"engine{n}", "url": f"{url}/v1"} for n, url in enumerate(at.engines)]
         document = {"port": at.port, "engines": engines, "database": _database(at)}
-        path = at.folder / "gateway.yaml"
+        path = at.folder / f"gateway-{at.port}.yaml"
         path.write_text(json.dumps(document | fields | dict(at.settings)), encoding="utf-8")
         return [at.python, "-m", _DIALOOP, "gateway", str(path)]
 
@@ -114,19 +114,30 @@ def _dialoop(**fields: object) -> Callable[[Setting], list[str]]:
 
 def _dialoop_key(at: Setting) -> str:
     """A key with limits, far away ones, so that they are counted."""
-    limits = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent")
-    command = [at.python, "-m", _DIALOOP, "keys", "create", "benchmark", "--json"]
-    command += ["--database", _database(at)]
-    command += [word for name in limits for word in (f"--limits.{name}", str(10**9))]
-    done = subprocess.run(command, check=True, capture_output=True, env=_environment())  # noqa: S603
+    names = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent")
+    return make_key(_database(at), **dict.fromkeys(names, 10**9))
+
+
+def make_key(database: str, **limits: int) -> str:
+    """The secret of a new key of our gateway.
+
+    Args:
+        database: where the gateway keeps its keys.
+        limits: fields of `KeyLimits`.
+    """
+    command = [sys.executable, "-m", _DIALOOP, "keys", "create", f"key-{time.monotonic_ns()}"]
+    command += ["--json", "--database", database]
+    command += [word for name, most in limits.items() for word in (f"--limits.{name}", str(most))]
+    done = subprocess.run(command, check=True, capture_output=True, env=environment())  # noqa: S603
     return json.loads(done.stdout)["secret"]
 
 
 def _database(at: Setting) -> str:
-    return f"sqlite:///{at.folder / f'gateway-{at.port}.db'}"
+    own = f"sqlite:///{at.folder / f'gateway-{at.port}.db'}"
+    return str(at.settings.get("database", own))
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """That of this program; the repository can be imported from."""
     paths = [str(HERE.parents[1]), variables().get("PYTHONPATH", "")]
     return variables(PYTHONPATH=os.pathsep.join(filter(None, paths)))
@@ -180,10 +191,16 @@ class RunningPeer:
     url: str
     key: str
     process: subprocess.Popen[bytes]
+    command: tuple[str, ...]
+    """How it was started."""
 
     def rss_mb(self) -> float:
         """Memory of it and its children, in MB."""
         return sum(map(_rss_bytes, _family(self.process.pid))) / 1e6
+
+    def cpu_s(self) -> float:
+        """CPU time that it and its children have used, in seconds."""
+        return sum(map(_cpu_s, _family(self.process.pid)))
 
     def num_fds(self) -> int:
         """Open file descriptors of it and its children."""
@@ -216,22 +233,22 @@ def running(
     """
     peer, port, log = PEERS[name], free_port(), folder / f"{name}.log"
     setting = Setting(python_of(name, folder), port, engines, folder, settings or {})
-    environment = isolated() if peer.packages else _environment()
+    surroundings = isolated() if peer.packages else environment()
     key, command = peer.key(setting), peer.command(setting)
     with on_cpu(cpu), log.open("wb") as out:
         process = subprocess.Popen(  # noqa: S603  a command of `PEERS`
             command,
             stdout=out,
             stderr=out,
-            env=environment | dict(peer.variables),
+            env=surroundings | dict(peer.variables),
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(process, port, key, ready_s, log)
-        yield RunningPeer(name, url, key, process)
+        yield RunningPeer(name, url, key, process, tuple(command))
     finally:
-        _end(process)
+        end(process)
 
 
 def free_port() -> int:
@@ -255,7 +272,8 @@ def _wait(process: subprocess.Popen[bytes], port: int, key: str, ready_s: float,
     raise RuntimeError(f"no chat is answered; see {log}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and make it after 10 s."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -270,6 +288,11 @@ def _family(pid: int) -> list[int]:
         for child in task.read_text(encoding="utf-8").split():
             found += _family(int(child))
     return found
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _rss_bytes(pid: int) -> int:

@@ -31,6 +31,9 @@ class Result:
     bar: str = ""
     """What was promised, such as `<= 2`; empty: nothing was."""
 
+    runs: tuple[float, ...] = ()
+    """Where the value is a median: of these."""
+
     @property
     def is_met(self) -> bool | None:
         """Whether the bar is; None without one. NaN meets none."""
@@ -54,7 +57,8 @@ def line(found: Result) -> str:
     met = {None: "", True: "  ok", False: "  MISSED"}[found.is_met]
     value = "none" if math.isnan(found.value) else f"{found.value:g}"
     bar = f"  (bar {found.bar})" if found.bar else ""
-    return f"{found.who:<16}{found.name:<44}{value:>10} {found.unit}{bar}{met}"
+    why = "" if found.is_met is not False else f"\n{'':16}{found.conditions}"
+    return f"{found.who:<16}{found.name:<44}{value:>10} {found.unit}{bar}{met}{why}"
 
 
 def write(path: Path, results: Iterable[Result]) -> None:

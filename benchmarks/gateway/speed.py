@@ -4,7 +4,8 @@ Usage: python -m benchmarks.gateway.speed --peers passthrough litellm sglang-rou
 
 The gateway has one core to itself; engine and load share another. `direct` asks the engine without
 a gateway: what engine and load take. Rates come from a closed loop; added latency from an open one
-at half the gateway's best rate, less what the engine alone takes at that rate.
+at half the gateway's best rate, less what the engine alone takes at that rate. On a machine with
+other work, `cpu_us`, the gateway's CPU time a request, is the figure that can be trusted.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 from benchmarks.gateway import engine as fake
 from benchmarks.gateway.load import Report, Target, closed, opened
-from benchmarks.gateway.peers import PEERS, running
+from benchmarks.gateway.peers import PEERS, RunningPeer, running
 from benchmarks.gateway.results import line, result, write
 
 if TYPE_CHECKING:
@@ -41,39 +43,55 @@ def run(work: Coroutine[Any, Any, Report]) -> Report:
     return report
 
 
-def measure(at: Target, engine: fake.RunningEngine, seconds: float, direct: Target | None) -> Row:
+def measure(
+    at: Target, engine: fake.RunningEngine, seconds: float, peer: RunningPeer | None
+) -> Row:
     """All figures of one gateway, once.
 
     Args:
         at: the gateway.
         engine: behind it.
         seconds: of each part.
-        direct: the engine itself, to compare latency with; None when `at` is the engine.
+        peer: the gateway's process; None when `at` is the engine itself.
     """
-    stream = Target(at.url, at.key, stream=True)
+    stream, direct = replace(at, stream=True), Target(engine.url)
     engine.behave()
     row: Row = {}
     for clients in (1, 16, 64):
-        report = run(closed(at, clients, seconds))
+        report, row[f"json_c{clients}_cpu_us"] = _costed(at, clients, seconds, engine, peer)
         row[f"json_c{clients}_per_s"] = report.per_s
         row[f"json_c{clients}_p50_ms"] = report.p50_ms
         row[f"json_c{clients}_p99_ms"] = report.p99_ms
         row["json_bad"] = row.get("json_bad", 0) + report.num_bad
     for clients in (1, 16):
-        report = run(closed(stream, clients, seconds))
+        report, row[f"stream_c{clients}_cpu_us"] = _costed(stream, clients, seconds, engine, peer)
         row[f"stream_c{clients}_per_s"] = report.per_s
         row[f"stream_c{clients}_p50_ms"] = report.p50_ms
         row["stream_bad"] = row.get("stream_bad", 0) + report.num_bad
     engine.behave(chunk_s=PACED_S)
     row |= _paced(stream, row["stream_c16_per_s"], seconds)
-    row |= {"first_p50_ms": _first(stream, seconds)}
-    if direct:
-        row["added_first_p50_ms"] = row["first_p50_ms"] - _first(
-            Target(direct.url, stream=True), seconds
-        )
+    row["first_p50_ms"] = _first(stream, seconds)
+    if peer:
+        alone = _first(replace(direct, stream=True), seconds)
+        row["added_first_p50_ms"] = row["first_p50_ms"] - alone
         engine.behave()
         row |= _added(at, direct, row["json_c16_per_s"] / 2, seconds)
+        row["rss_mb"] = peer.rss_mb()
     return row
+
+
+def _costed(
+    at: Target,
+    clients: int,
+    seconds: float,
+    engine: fake.RunningEngine,
+    peer: RunningPeer | None,
+) -> tuple[Report, float]:
+    """A closed loop, and the CPU time in us that the gateway took for each of its requests."""
+    before = peer.cpu_s() if peer else math.nan, engine.num_requests()
+    report = run(closed(at, clients, seconds))
+    after = peer.cpu_s() if peer else math.nan, engine.num_requests()
+    return report, 1e6 * (after[0] - before[0]) / max(1, after[1] - before[1])
 
 
 def _paced(stream: Target, best: float, seconds: float) -> Row:
@@ -102,7 +120,7 @@ def _added(at: Target, direct: Target, rate: float, seconds: float) -> Row:
 
 def unit(name: str) -> str:
     """The unit that a figure's name ends with."""
-    return next((end for end in ("per_s", "ms", "mb") if name.endswith(end)), "count")
+    return next((end for end in ("per_s", "us", "ms", "mb") if name.endswith(end)), "count")
 
 
 BARS = {
@@ -155,25 +173,27 @@ def main() -> None:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         engine = stack.enter_context(fake.running(cpu=load_cpu))
-        direct = Target(engine.url)
         for number in range(options.repeat):
             for name in runs:
                 print(f"run {number + 1}: {name}", file=sys.stderr)
                 loads.append(os.getloadavg()[0])
                 if name == "direct":
-                    runs[name].append(measure(direct, engine, options.seconds, None))
+                    runs[name].append(measure(Target(engine.url), engine, options.seconds, None))
                     continue
                 engine.behave()
                 with running(name, [engine.url], folder, cpu=gateway_cpu) as peer:
-                    row = measure(Target(peer.url, peer.key), engine, options.seconds, direct)
-                    runs[name].append(row | {"rss_mb": peer.rss_mb()})
+                    target = Target(peer.url, peer.key)
+                    runs[name].append(measure(target, engine, options.seconds, peer))
     middle = {who: _medians(found) for who, found in runs.items()}
     names = list(dict.fromkeys(name for row in middle.values() for name in row))
     print(table(middle, names))
     how = f"gateway alone on one core, engine and load on another; {options.seconds:g} s each"
     how += f", median of {options.repeat}; load average before {min(loads):.1f}-{max(loads):.1f}"
     found = [
-        result(name, who, value, unit(name), how, bar(name, who, middle))
+        replace(
+            result(name, who, value, unit(name), how, bar(name, who, middle)),
+            runs=tuple(round(row[name], 3) for row in runs[who]),
+        )
         for who, row in middle.items()
         for name, value in row.items()
     ]

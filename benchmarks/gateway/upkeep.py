@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import math
 import re
+import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
@@ -23,6 +26,8 @@ from benchmarks.gateway.faults import Scene, staged
 from benchmarks.gateway.load import closed, opened, upload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.gateway.results import Result
 
 LAG = "dialoop_gateway_loop_lag_seconds"
@@ -89,6 +94,75 @@ async def _uploads(scene: Scene, seconds: float) -> int:
     return count
 
 
+async def reload(scene: Scene, count: int = 5) -> list[Result]:
+    """Our gateway gets new configurations while it works: nobody notices."""
+    process = _ours(scene)
+    job = Path(process.command[-1])
+    took: list[float] = []
+
+    def change() -> None:
+        plain = json.loads(job.read_text(encoding="utf-8"))
+        for number in range(count):
+            time.sleep(1)
+            plain["patience"] = {"stall_s": 20.0 + number}
+            job.write_text(json.dumps(plain), encoding="utf-8")
+            words = [sys.executable, "-m", "dialoop.cli.main", "gateway", "reload", str(job)]
+            began = time.monotonic()
+            subprocess.run(words, check=True, env=peers.environment(), capture_output=True)  # noqa: S603
+            took.append(time.monotonic() - began)
+
+    found = await _during(scene, change, 2.5 * count, f"{count} reloads")
+    how = f"the slowest of {count}, the command's own start included"
+    return [*found, scene.found("reload_s", max(took), "s", how)]
+
+
+async def restart(scene: Scene, count: int = 3) -> list[Result]:
+    """Our gateway is replaced by a new process while it works: nobody notices."""
+    running = [_ours(scene).process]
+
+    def replace() -> None:
+        for _ in range(count):
+            time.sleep(1)
+            words = [*_ours(scene).command, "--replace"]
+            new = subprocess.Popen(words, env=peers.environment(), start_new_session=True)  # noqa: S603
+            running.append(new)
+            running[-2].wait(60)
+
+    try:
+        return await _during(scene, replace, 10.0 * count, f"{count} replacements")
+    finally:
+        for process in running[1:]:
+            peers.end(process)
+
+
+async def _during(
+    scene: Scene, change: Callable[[], None], most_s: float, what: str
+) -> list[Result]:
+    """Clients with kept and with new connections, and streams of 1 s, while something changes."""
+    scene.behave(chunk_s=0.02)
+    changing = asyncio.create_task(asyncio.to_thread(change))
+    kept, new, streams = await asyncio.gather(
+        opened(scene.target, 60, most_s, warm_s=0),
+        opened(scene.target, 30, most_s, warm_s=0, keeps=False, seed=1),
+        opened(scene.stream, 10, most_s, warm_s=0, seed=2),
+    )
+    await changing
+    kinds = {"kept": kept.kinds, "new": new.kinds, "streams": streams.kinds}
+    how = f"{what} in {most_s:g} s under 100 requests a second: {kinds}"
+    name = what.partition(" ")[2]
+    bad = kept.num_bad + new.num_bad + streams.num_bad
+    return [
+        scene.found(f"{name}_bad", bad, "count", how, "<= 0"),
+        scene.found(f"{name}_p99_ms", kept.p99_ms, "ms", how),
+    ]
+
+
+def _ours(scene: Scene) -> peers.RunningPeer:
+    if scene.process is None or not scene.process.name.startswith("dialoop"):
+        raise ValueError(f"{scene.who}: only our own gateway knows how to do this")
+    return scene.process
+
+
 def metrics(scene: Scene) -> str:
     """The text of `GET /metrics`; empty where there is none."""
     parts = urlsplit(scene.target.url)
@@ -118,14 +192,14 @@ def _buckets(text: str, name: str) -> dict[float, float]:
     return found
 
 
-CHECKS = {check.__name__: check for check in (soak, lag)}
+CHECKS = {check.__name__: check for check in (soak, lag, reload, restart)}
 
 
 def main() -> None:
     """Run checks on peers; the exit code says whether ours met all bars."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", nargs="+", choices=list(peers.PEERS), default=["passthrough"])
-    parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))
+    parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=["soak", "lag"])
     parser.add_argument("--folder", type=Path, help="of the peers' environments; kept")
     parser.add_argument("--out", type=Path, help="the JSON file")
     options = parser.parse_args()

@@ -302,13 +302,13 @@ def _tell(visit: Visit, call: Call, parts: Parts) -> None:
 def _shown(event: Json, raw: bytes, name: str, call: Call, passing: Filter | None) -> bytes:
     """One event as the client gets it; empty where it gets none."""
     has_changed = False
+    if event.get("model") != name:
+        event["model"] = name
+        has_changed = True
     if "usage" in event and not call.wants_usage:
         if not event.get("choices"):
             return b""
-        event = {name: value for name, value in event.items() if name != "usage"}
-        has_changed = True
-    if event.get("model") != name:
-        event["model"] = name
+        event = {field: value for field, value in event.items() if field != "usage"}
         has_changed = True
     if passing and event.get("choices"):
         if not passing.chunk(event):

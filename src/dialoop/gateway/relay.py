@@ -255,6 +255,9 @@ class Answer:
             CutError: the engine failed, or stopped without saying why.
         """
         self._limit = min(time.monotonic() + self._stall_s, self._call.deadline)
+        if self._timer:  # it waits for the first content's limit, which may be later
+            self._timer.cancel()
+        self._arm()
         held, self._held = self._held, []
         yield held
         try:
