@@ -37,4 +37,6 @@ def test_the_stored_page_is_of_this_version() -> None:
     text = Path(run.PAGE).read_text(encoding="utf-8")
     told = text[text.index("## Deviations") :]
     assert told == "\n".join(["## Deviations", "", *(f"- {one}" for one in run.DEVIATIONS), ""])
-    assert "failed" not in "".join(line.rsplit("|", 2)[-2] for line in text.split("\n") if "(`" in line)
+    assert "failed" not in "".join(
+        line.rsplit("|", 2)[-2] for line in text.split("\n") if "(`" in line
+    )

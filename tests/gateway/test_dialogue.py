@@ -194,6 +194,25 @@ def test_pins_are_sent_where_the_window_is_known(tmp_path: Path) -> None:
     with_gateway(tmp_path, work, models=models)
 
 
+def test_only_dialogues_that_may_not_fit_are_measured(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        async def told(content: Any, **more: Any) -> str | None:
+            message: Any = {"role": "user", "content": content}
+            raw = await live.client.chat.completions.with_raw_response.create(
+                model=MODEL, messages=[message], extra_body=more
+            )
+            return raw.headers.get("x-dialoop-context")
+
+        assert await told("Hi") is None
+        assert await told("Hi", max_tokens=1500) is not None
+        assert await told("x" * 1000) is not None
+        assert await told("\u4f60" * 250) is not None
+        assert await told([{"type": "text", "text": "Hi"}]) is not None
+
+    models = {MODEL: {"versions": [{"model": MODEL}], "context": {"window_tokens": 2000}}}
+    with_gateway(tmp_path, work, models=models)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_frozen_database_costs_its_time_out_and_loses_nothing(
     tmp_path: Path, *, stream: bool

@@ -156,7 +156,10 @@ async def _planned(
             raise bad("pins", "the window of this model is not known: configure `tokenizer`")
         return messages
     tools: list[Json] = call.body.get("tools") or []
-    dialogue = Dialogue(messages, tools, pins, ask.asked_tokens(call.body) or None)
+    max_tokens = ask.asked_tokens(call.body) or None
+    if not tools and not pins and manager.is_surely_within(messages, max_tokens):
+        return messages
+    dialogue = Dialogue(messages, tools, pins, max_tokens)
     plan = await manager.plan(dialogue)
     visit.reply.more.append((b"x-dialoop-context", plan.header.encode()))
     return list(plan.messages)

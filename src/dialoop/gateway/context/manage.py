@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dialoop.core.errors import DialoopError
 from dialoop.gateway.context.estimate import EstimateCounter
 from dialoop.gateway.context.exact import TemplateCounter
 from dialoop.gateway.context.facts import KeyFacts
 from dialoop.gateway.context.images import fixed_tokens, internvl_tokens
-from dialoop.gateway.context.outline import belonging, outline
+from dialoop.gateway.context.outline import belonging, is_surely_within, outline, window_of
 from dialoop.gateway.context.plan import plan
 from dialoop.gateway.context.recent import Recent
 from dialoop.gateway.context.summarize import Fold
@@ -20,6 +20,8 @@ from dialoop.gateway.context.wording import wording_of
 from dialoop.serve.failure import ApiError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dialoop.chat.template import Template
     from dialoop.gateway.context.counter import Counter
     from dialoop.gateway.context.outline import Dialogue, Outline
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from dialoop.gateway.context.summarize import Summarizer
     from dialoop.gateway.context.view import ContextPlan
 
+Json = dict[str, Any]
 LINE_TOKENS = 8
 """Tokens that the note around a summary may have beside its heading."""
 
@@ -45,6 +48,10 @@ def counter_for(
     if template is None:
         return EstimateCounter(window_tokens, image_tokens=rule)
     return TemplateCounter(template, window_tokens=window_tokens, image_tokens=rule)
+
+
+_PLAIN_FIELDS = 2
+"""Of a message that is a role and a text."""
 
 
 class ContextManager:
@@ -72,6 +79,26 @@ class ContextManager:
         self._summarizer = summarizer or KeyFacts()
         self._timeout_s = timeout_s
         self._known: Recent[Summary] = Recent(size)
+
+    def is_surely_within(self, messages: Sequence[Json], max_tokens: int | None) -> bool:
+        """Whether messages fit into the window whatever their tokens are; it costs nothing.
+
+        Args:
+            messages: of a request without tools and pins.
+            max_tokens: of the answer, where the request says it.
+
+        Raises:
+            ApiError: the window is not known.
+        """
+        window = window_of(self._policy, self._counter)
+        num_bytes = 0
+        for message in messages:
+            content = message.get("content")
+            if not isinstance(content, str) or len(message) > _PLAIN_FIELDS:
+                return False  # images, calls, results
+            num_bytes += len(content) if content.isascii() else 4 * len(content)
+        room = max_tokens or self._policy.answer_room(window)
+        return is_surely_within(num_bytes, len(messages), room, window)
 
     async def plan(self, dialogue: Dialogue, summary: Summary | None = None) -> ContextPlan:
         """What to send; `plan.summary` is to be stored with the conversation.
