@@ -5,13 +5,15 @@ Usage: python -m benchmarks.gateway.affinity --peers dialoop sglang-router
 Conversations of several turns go on side by side, in an order that chance draws anew each round.
 Each engine can keep `--room` times its share of all their tokens, the least recently used going
 first: with 1.25 the conversations fit into the engines together, and into none alone, which is how
-busy engines are; with a large room round-robin finds old turns everywhere, and the gain is smaller.
+busy engines are. What is gained depends on it and on the number of engines: with a large room, or
+few engines, round-robin finds old turns everywhere. `ratio_of_best` is what no routing can exceed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import tempfile
 from contextlib import ExitStack
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from benchmarks.gateway.results import Result
 
 Messages = list[dict[str, str]]
-NUM_ENGINES = 4
 NUM_CONVERSATIONS = 64
 NUM_TURNS = 10
 QUESTION_CHARS = 400
@@ -76,21 +77,32 @@ async def _ask_all(scene: Scene, told: list[Messages], hand: list[int], number: 
     client.close()
 
 
-def compare(who: str, folder: Path, room: float) -> list[Result]:
-    """One gateway, round-robin and affine."""
+def compare(who: str, folder: Path, num_engines: int, room: float) -> list[Result]:
+    """One gateway, round-robin and affine; `best` is one engine that forgets nothing."""
     rates: dict[str, float] = {}
-    for routing in ("round_robin", "affinity"):
+    for name, routing, count, space in (
+        ("round_robin", "round_robin", num_engines, room),
+        ("affinity", "affinity", num_engines, room),
+        ("best", "affinity", 1, 10),
+    ):
         settings = {"routing": routing}
-        with staged(who, folder, num_engines=NUM_ENGINES, settings=settings) as scene:
+        with staged(who, folder, num_engines=count, settings=settings) as scene:
             asked = replace(scene, target=replace(scene.target, max_tokens=ANSWER_TOKENS))
-            rates[routing] = uvloop.run(hit_rate(asked, room))
-    how = f"{NUM_CONVERSATIONS} conversations of {NUM_TURNS} turns, {NUM_ENGINES} engines, each "
+            rates[name] = uvloop.run(hit_rate(asked, space))
+    how = f"{NUM_CONVERSATIONS} conversations of {NUM_TURNS} turns, {num_engines} engines, each "
     how += f"with room for {room:g} of its share of the tokens"
     ratio = rates["affinity"] / rates["round_robin"]
+    most = rates["best"] / rates["round_robin"]
     bar = ">= 3" if who == "dialoop" and room < 2 else ""
+    where = f"{num_engines}_engines_room_{room:g}"
+    shares = [
+        results.result(f"hits_{where}_{name}", who, rate, "share", how)
+        for name, rate in rates.items()
+    ]
     return [
-        *(results.result(f"hits_{name}", who, rate, "share", how) for name, rate in rates.items()),
-        results.result("hits_ratio", who, ratio, "ratio", how, bar),
+        *shares,
+        results.result(f"hits_{where}_ratio_of_best", who, most, "ratio", how),
+        results.result(f"hits_{where}_ratio", who, ratio, "ratio", how, bar),
     ]
 
 
@@ -99,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     known = [name for name in PEERS if name.endswith("router") or name == "dialoop"]
     parser.add_argument("--peers", nargs="+", choices=known, default=["sglang-router"])
+    parser.add_argument("--engines", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--room", type=float, nargs="+", default=[1.25, 4])
     parser.add_argument("--folder", type=Path, help="of the peers' environments; kept")
     parser.add_argument("--out", type=Path, help="the JSON file")
@@ -107,8 +120,8 @@ def main() -> None:
     with ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for who in options.peers:
-            for room in options.room:
-                found += compare(who, folder, room)
+            for num_engines, room in itertools.product(options.engines, options.room):
+                found += compare(who, folder, num_engines, room)
     print("\n".join(map(results.line, found)))
     if options.out:
         results.write(options.out, found)

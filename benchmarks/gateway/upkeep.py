@@ -64,6 +64,9 @@ async def soak(scene: Scene, count: int = 200_000) -> list[Result]:
 async def lag(scene: Scene, seconds: float = 10) -> list[Result]:
     """Clients upload slowly and read streams: nobody else waits for them."""
     scene.behave(chunk_s=0.01)
+    calm, _ = await asyncio.gather(
+        opened(scene.target, 100, seconds), closed(scene.stream, 16, seconds)
+    )
     before = metrics(scene)
     uploads, streams, tiny = await asyncio.gather(
         asyncio.gather(*(_uploads(scene, seconds) for _ in range(4))),
@@ -74,6 +77,7 @@ async def lag(scene: Scene, seconds: float = 10) -> list[Result]:
     how = f"4 clients upload {sum(uploads)} bodies of 1 MiB in 1 s each, 16 read streams, 100 ask "
     how += f"a second; streams {streams.kinds}, others {tiny.kinds}"
     found = [
+        scene.found("lag_calm_p99_ms", calm.p99_ms, "ms", "the same load without uploads"),
         scene.found("lag_others_p99_ms", tiny.p99_ms, "ms", how, "<= 20"),
         scene.found("lag_bad", tiny.num_bad + streams.num_bad, "count", how, "<= 0"),
     ]

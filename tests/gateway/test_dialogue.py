@@ -206,7 +206,7 @@ def test_only_dialogues_that_may_not_fit_are_measured(tmp_path: Path) -> None:
         assert await told("Hi") is None
         assert await told("Hi", max_tokens=1500) is not None
         assert await told("x" * 1000) is not None
-        assert await told("\u4f60" * 250) is not None
+        assert await told("\u4f60" * 350) is not None
         assert await told([{"type": "text", "text": "Hi"}]) is not None
 
     models = {MODEL: {"versions": [{"model": MODEL}], "context": {"window_tokens": 2000}}}

@@ -16,6 +16,8 @@ from dialoop.chat.template import Template
 from dialoop.core.errors import UserError
 from dialoop.core.events import Event, Note, ignore
 from dialoop.core.jobfile import parse
+from dialoop.quantize.run import run as quantize
+from dialoop.quantize.spec import QuantizeJob
 from dialoop.train.endpoint import Endpoint
 from dialoop.verify.folder import Answered
 from dialoop.verify.material import OWN
@@ -239,3 +241,33 @@ def test_dialogues_of_ones_own(folder: Path, tmp_path: Path) -> None:
 def test_one_form_alone_is_an_error(folder: Path) -> None:
     with pytest.raises(UserError, match="one form has nothing to be held against"):
         run(job(folder / "one"), ignore)
+
+
+@pytest.fixture(scope="module")
+def rounded(folder: Path) -> Path:
+    """The first form with its weights in 8 bits."""
+    pytest.importorskip("compressed_tensors")
+    out = folder / "rounded"
+    asked = {"model": str(folder / "one"), "method": "int8_weight", "output": str(out)}
+    method = {"kind": "int8_weight", "group_size": 32}
+    quantize(parse(QuantizeJob, asked | {"method": method, "device": "cpu"}), ignore)
+    return out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_form_is_bounded_by_its_mean(folder: Path, rounded: Path) -> None:
+    result = run(job(folder / "one", rounded, max_nats_quantized=0.1), ignore)
+    (form,) = result.forms
+    assert form.is_quantized
+    told = [d.mean_nats for d in form.dialogues if d.mean_nats is not None]
+    assert form.nats == pytest.approx(sum(told) / 7)
+    assert form.nats != form.worst_nats
+    with pytest.raises(UserError, match=r"nats a token on average, and 0\.0001 are allowed") as bad:
+        run(job(folder / "one", rounded, max_nats_quantized=1e-4), ignore)
+    assert "--max_nats_quantized" in str(bad.value.hint)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_weights_in_8_bits_are_an_error(folder: Path, rounded: Path) -> None:
+    with pytest.raises(UserError, match=r"nats a token on average, and 0\.5 are"):
+        run(job(folder / "other", rounded), ignore)

@@ -58,6 +58,7 @@ class App:
         ):
             self.route(method, path, handler)
         self.route("POST", "/v1/moderations", lambda visit: moderations.moderate(self, visit))
+        self.route("POST", "/v1/context", self.completions.context)
         self.route("POST", "/v1/feedback", lambda visit: feedback.put(self, visit))
         self.route("GET", "/v1/models", self._models)
         self.route("GET", "/v1/models/{name:.+}", self._model)

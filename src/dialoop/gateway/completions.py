@@ -100,6 +100,18 @@ class Completions:
             except BaseException as error:
                 telling.leave(error)
                 raise
+            if kind == "chat" and call.usage.is_known and (own := parts.contexts.find(call.model)):
+                own.learn(call.body["messages"], call.usage.prompt)
+
+    async def context(self, visit: Visit) -> None:
+        """What would be sent of a chat, part by part, and why: nothing is asked."""
+        parts = self._app.parts
+        body = await visit.json(parts.job.sizes.max_body_bytes, parts.job.patience.client_s)
+        ask.check("chat", body, parts.job.sizes)
+        call = _call(visit, "chat", body, parts)
+        if visit.key:
+            visit.key.allow("chat", call.model.name)
+        await visit.reply.json(await dialogue.explain(visit, call, body, parts))
 
     async def _again(
         self,

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialoop.chat.template import Template
-from dialoop.gateway.context.estimate import EstimateCounter
-from dialoop.gateway.context.exact import TemplateCounter
-from dialoop.gateway.context.images import fixed_tokens, internvl_tokens
-from dialoop.gateway.context.manage import ContextManager
+from dialoop.gateway.context.manage import ContextManager, counter_for
 from dialoop.gateway.context.policy import ContextPolicy, Strategy
-from dialoop.gateway.spec import ModelEntry, Version
 
 if TYPE_CHECKING:
-    from dialoop.gateway.context.counter import Counter
     from dialoop.gateway.pool import Model
-    from dialoop.gateway.spec import GatewayJob
+    from dialoop.gateway.spec import GatewayJob, ModelEntry
+
+_PLAIN = ContextPolicy()
+"""For models of which the configuration says nothing."""
 
 
 class Contexts:
@@ -63,16 +61,16 @@ class Contexts:
             model: what will answer.
             strategy: in place of the model's own, where the request asks for another.
         """
-        entry = self._entries.get(model.name) or ModelEntry(versions=(Version(model=model.name),))
+        entry = self._entries.get(model.name)
+        policy = entry.context if entry else _PLAIN
         template = self._templates.get(model.name)
-        window = entry.context.window_tokens or _window(model)
+        window = policy.window_tokens or _window(model)
         if template is None and window is None:
             return None
-        policy = entry.context
         key = (model.name, window, strategy or policy.strategy)
         if key not in self._made:
             policy = policy.model_copy(update={"strategy": key[2]})
-            self._made[key] = ContextManager(policy, _counter(entry, template, window))
+            self._made[key] = ContextManager(policy, counter_for(policy, template, window))
         return self._made[key]
 
     def window(self, model: Model) -> int | None:
@@ -84,7 +82,7 @@ class Contexts:
     def strategy(self, model: Model) -> Strategy:
         """What a model's policy does with a dialogue that is too long."""
         entry = self._entries.get(model.name)
-        return entry.context.strategy if entry else ContextPolicy().strategy
+        return (entry.context if entry else _PLAIN).strategy
 
 
 def _window(model: Model) -> int | None:
@@ -96,11 +94,3 @@ def _window(model: Model) -> int | None:
         if group.model in engine.windows
     ]
     return min(told, default=None)
-
-
-def _counter(entry: ModelEntry, template: Template | None, window: int | None) -> Counter:
-    num = entry.context.image_tokens
-    image_tokens = fixed_tokens(num) if num else internvl_tokens
-    if template:
-        return TemplateCounter(template, window_tokens=window, image_tokens=image_tokens)
-    return EstimateCounter(window, image_tokens=image_tokens)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from dialoop.gateway.call import Call, Json
     from dialoop.gateway.form import Form
-    from dialoop.gateway.history import History
+    from dialoop.gateway.history import History, Recent
     from dialoop.gateway.parts import Parts
     from dialoop.gateway.visit import Visit
 
@@ -124,21 +124,45 @@ async def prepare(
         if call.num_choices > 1:
             raise bad("n", "one answer only within a `conversation`")
         new = form.new if form else items.from_messages(_said(body["messages"]))
-        history = parts.stores.history
-        turn = Turn(visit.tenant, place, history, new)
+        turn = Turn(visit.tenant, place, parts.stores.history, new)
         visit.notes["conversation"] = place
-        try:
-            found = await history.recent(visit.tenant, place, parts.job.sizes.max_messages)
-        except UpstreamError as error:
-            log.warning("%s: the conversation cannot be read: %s", visit.id, error)
-            visit.notes["history"] = "lost"
-            visit.reply.more.append(_LOST)
-        else:
+        if found := await _recent(visit, place, parts):
             before, pins = found.items, [*found.pins, *pins]
     messages = _joined(items.to_messages(before), body["messages"])
     body = body | {"messages": await _planned(visit, call, messages, pins, parts, form)}
     call.body["messages"] = body["messages"]
     return body, turn
+
+
+async def explain(visit: Visit, call: Call, body: Json, parts: Parts) -> Json:
+    """The plan of a chat, for people to look at.
+
+    Raises:
+        ApiError: the window is not known, there is no such conversation, or it does not fit.
+    """
+    manager = parts.contexts.find(call.model)
+    if manager is None:
+        raise bad("model", "its window is not known: configure its `tokenizer`")
+    pins = _pins(body)
+    before: list[Json] = []
+    if (place := conversation_id(body)) and (found := await _recent(visit, place, parts)):
+        before, pins = found.items, [*found.pins, *pins]
+    messages = _joined(items.to_messages(before), body["messages"])
+    tools: list[Json] = call.body.get("tools") or []
+    asked = Dialogue(messages, tools, pins, ask.asked_tokens(call.body) or None)
+    return (await manager.plan(asked)).to_json()
+
+
+async def _recent(visit: Visit, place: str, parts: Parts) -> Recent | None:
+    """What was said before; None, and told to the client, where the database does not answer."""
+    most = parts.job.sizes.max_messages
+    try:
+        return await parts.stores.history.recent(visit.tenant, place, most)
+    except UpstreamError as error:
+        log.warning("%s: the conversation cannot be read: %s", visit.id, error)
+        visit.notes["history"] = "lost"
+        visit.reply.more.append(_LOST)
+        return None
 
 
 async def _planned(
@@ -157,7 +181,7 @@ async def _planned(
         return messages
     tools: list[Json] = call.body.get("tools") or []
     max_tokens = ask.asked_tokens(call.body) or None
-    if not tools and not pins and manager.is_surely_within(messages, max_tokens):
+    if not tools and not pins and manager.holds(messages, max_tokens):
         return messages
     dialogue = Dialogue(messages, tools, pins, max_tokens)
     plan = await manager.plan(dialogue)

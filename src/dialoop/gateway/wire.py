@@ -204,6 +204,7 @@ class _Connection(asyncio.Protocol):
         self._size = 0
         self._has_head = self._is_whole = self._is_paused = self._is_busy = False
         self._num_bytes = 0
+        self._can_stay = False
         self.is_open = False
 
     @property
@@ -250,7 +251,7 @@ class _Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """Keep the connection for the next request, if this one's response is whole."""
-        if self._is_whole and self.is_open and self._parser.should_keep_alive():
+        if self._is_whole and self.is_open and self._can_stay:
             self._is_busy = False
             self._keep(self)
         else:
@@ -328,6 +329,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """What the parser calls."""
         self._is_whole = self._has_head
+        self._can_stay = self._parser.should_keep_alive()  # only known while it is called
 
     def _ends_by_closing(self) -> bool:
         return b"content-length" not in self._headers and b"transfer-encoding" not in self._headers

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+NATS = ("first token, nats at most", "answer, nats on average")
+
+
 class Sent(BaseModel, frozen=True):
     """One dialogue as the first form sends and answers it."""
 
@@ -47,7 +50,9 @@ class Form(BaseModel, frozen=True):
     kind: str
     """`whole`, `adapter`, `served`, or how the weights are quantized."""
     bound_nats: float
-    """What a first token's log-probability may differ by."""
+    """What `nats` may be at most."""
+    is_quantized: bool = False
+    """Whether its weights are rounded."""
     dialogues: tuple[Compared, ...]
 
     @property
@@ -56,9 +61,20 @@ class Form(BaseModel, frozen=True):
         return max((d.first_nats for d in self.dialogues if d.first_nats is not None), default=None)
 
     @property
+    def mean_nats(self) -> float | None:
+        """The mean difference over the answers; None where none is told."""
+        told = [d.mean_nats for d in self.dialogues if d.mean_nats is not None]
+        return sum(told) / len(told) if told else None
+
+    @property
+    def nats(self) -> float | None:
+        """What is bounded: of rounded weights the mean, since single tokens move far by chance."""
+        return self.mean_nats if self.is_quantized else self.worst_nats
+
+    @property
     def agrees(self) -> bool:
-        """Whether no first token differs by more than it may."""
-        return self.worst_nats is None or self.worst_nats <= self.bound_nats
+        """Whether it differs by no more than it may."""
+        return self.nats is None or self.nats <= self.bound_nats
 
     @property
     def num_same(self) -> int:
@@ -82,7 +98,7 @@ class VerifyResult(Result, frozen=True):
         from rich.console import Group
         from rich.table import Table
 
-        head = ("form", "kind", "same ids", "same answers", "first token, nats", "agrees")
+        head = ("form", "kind", "same ids", "same answers", *NATS, "agrees")
         table = Table(*head)
         for form in self.forms:
             table.add_row(form.name, *_cells(form))
@@ -93,8 +109,8 @@ class VerifyResult(Result, frozen=True):
 def markdown(result: VerifyResult) -> str:
     """The result as Markdown: what was sent, what each form answered."""
     out = [f"# Forms of {result.reference}", ""]
-    out += ["| form | kind | same ids | same answers | first token, nats | agrees |"]
-    out += ["|---|---|---|---|---|---|"]
+    head = ("form", "kind", "same ids", "same answers", *NATS, "agrees")
+    out += ["| " + " | ".join(head) + " |", "|---|---|---|---|---|---|---|"]
     out += ["| " + " | ".join((form.name, *_cells(form))) + " |" for form in result.forms]
     for n, sent in enumerate(result.sent):
         out += ["", f"## {sent.dialogue}", "", "Ids sent: " + " ".join(map(str, sent.prompt_ids))]
@@ -109,14 +125,15 @@ def markdown(result: VerifyResult) -> str:
     return "\n".join(out) + "\n"
 
 
-def _cells(form: Form) -> tuple[str, str, str, str, str]:
+def _cells(form: Form) -> tuple[str, ...]:
     asked = [d for d in form.dialogues if not d.refused]
-    nats = "not told" if form.worst_nats is None else f"{form.worst_nats:.4f}"
+    nats = ["not told" if n is None else f"{n:.4f}" for n in (form.worst_nats, form.mean_nats)]
+    nats[form.is_quantized] += f" (bound {form.bound_nats:g})"
     return (
         form.kind,
         f"{len(asked)}/{len(form.dialogues)}",
         f"{form.num_same}/{len(asked)}",
-        f"{nats} (bound {form.bound_nats:g})",
+        *nats,
         "yes" if form.agrees else "no",
     )
 

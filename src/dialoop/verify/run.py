@@ -84,9 +84,14 @@ def _folder(
     emit(Stage(f"ask {name}"))
     path = resolve(name, emit)
     form = Folder.open(name, path, job)
-    bound = job.max_nats_quantized if is_quantized(path) else job.max_nats
-    found = tuple(form.compare(item, job.models[0]) for item in answered)
-    return Form(name=name, kind=kind_of(path), bound_nats=bound, dialogues=found)
+    is_rounded = is_quantized(path)
+    return Form(
+        name=name,
+        kind=kind_of(path),
+        bound_nats=job.max_nats_quantized if is_rounded else job.max_nats,
+        is_quantized=is_rounded,
+        dialogues=tuple(form.compare(item, job.models[0]) for item in answered),
+    )
 
 
 def _finished(result: VerifyResult, job: VerifyJob, emit: Callable[[Event], None]) -> VerifyResult:
@@ -104,10 +109,15 @@ def _finished(result: VerifyResult, job: VerifyJob, emit: Callable[[Event], None
         emit(Artifact("report", str(job.output / "verify.md")))
     bad = next((form for form in result.forms if not form.agrees), None)
     if bad:
+        where, flag = (
+            ("a token on average", "--max_nats_quantized")
+            if bad.is_quantized
+            else ("at a first token", "--max_nats")
+        )
         raise UserError(
-            f"`{bad.name}` differs from `{result.reference}` by {bad.worst_nats:.3f} nats at a "
-            f"first token, and {bad.bound_nats:g} are allowed",
-            hint="see the report of `--output`; export once more, or allow more by `--max_nats`",
+            f"`{bad.name}` differs from `{result.reference}` by {bad.nats:.3f} nats {where}, and "
+            f"{bad.bound_nats:g} are allowed",
+            hint=f"see the report of `--output`; export once more, or allow more by `{flag}`",
         )
     silent = next((f for f in result.forms if all(d.refused for d in f.dialogues)), None)
     if silent:

@@ -50,10 +50,6 @@ def counter_for(
     return TemplateCounter(template, window_tokens=window_tokens, image_tokens=rule)
 
 
-_PLAIN_FIELDS = 2
-"""Of a message that is a role and a text."""
-
-
 class ContextManager:
     """Plans what one model is sent.
 
@@ -80,25 +76,31 @@ class ContextManager:
         self._timeout_s = timeout_s
         self._known: Recent[Summary] = Recent(size)
 
-    def is_surely_within(self, messages: Sequence[Json], max_tokens: int | None) -> bool:
-        """Whether messages fit into the window whatever their tokens are; it costs nothing.
+    def holds(self, messages: Sequence[Json], max_tokens: int | None) -> bool:
+        """Whether a dialogue surely fits as it is; it costs next to nothing, so ask it first.
+
+        Only for requests without tools and pins; one with images is planned always.
 
         Args:
-            messages: of a request without tools and pins.
+            messages: in OpenAI's spelling.
             max_tokens: of the answer, where the request says it.
-
-        Raises:
-            ApiError: the window is not known.
         """
         window = window_of(self._policy, self._counter)
         num_bytes = 0
         for message in messages:
             content = message.get("content")
-            if not isinstance(content, str) or len(message) > _PLAIN_FIELDS:
-                return False  # images, calls, results
-            num_bytes += len(content) if content.isascii() else 4 * len(content)
+            if not isinstance(content, str) or message.get("tool_calls"):
+                return False
+            num_bytes += len(content.encode("utf-8", "replace"))
+            if num_bytes > window:
+                return False
         room = max_tokens or self._policy.answer_room(window)
         return is_surely_within(num_bytes, len(messages), room, window)
+
+    def learn(self, messages: Sequence[Json], prompt_tokens: int) -> None:
+        """Take in what an engine counted, where tokens are estimates."""
+        if isinstance(self._counter, EstimateCounter):
+            self._counter.learn(messages, prompt_tokens)
 
     async def plan(self, dialogue: Dialogue, summary: Summary | None = None) -> ContextPlan:
         """What to send; `plan.summary` is to be stored with the conversation.
