@@ -162,6 +162,14 @@ class Template:
             )
         return self._render_open([*before, last], tools)
 
+    def dialogue(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        """The text of a dialogue that no answer is asked for.
+
+        Raises:
+            UserError: the template refuses the messages.
+        """
+        return self._render(messages, tools, False)
+
     def prompt_ids(
         self,
         messages: Sequence[Message],
@@ -324,7 +332,7 @@ class Template:
         return prompt, answer[: end + 1]
 
     @cached_property
-    def _cuts(self) -> re.Pattern[str] | None:
+    def cuts(self) -> re.Pattern[str] | None:
         """Where text may be cut and encoded in pieces; None when this tokenizer looks across."""
         if self.end_id is None:
             return None
@@ -337,7 +345,7 @@ class Template:
 
     def _encode(self, text: str, encoded: dict[str, list[int]]) -> list[int]:
         """The ids of a text; the turns that earlier texts of this dialogue held are known."""
-        pieces = self._cuts.split(text) if self._cuts else [text]
+        pieces = self.cuts.split(text) if self.cuts else [text]
         ids: list[int] = []
         for piece in pieces:
             if piece not in encoded:

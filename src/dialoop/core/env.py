@@ -90,3 +90,8 @@ def without_launcher() -> Generator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def has_shared_metrics() -> bool:
+    """Whether processes write their Prometheus numbers into one folder."""
+    return bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))

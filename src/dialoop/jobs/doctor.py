@@ -38,6 +38,8 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
         "serve models over HTTP on this machine",
         ("openvino-genai", "aiohttp", "uvicorn", "prometheus-client"),
     ),
+    "gateway": ("keep keys, conversations and usage", ("sqlalchemy", "aiosqlite")),
+    "postgres": ("keep them in PostgreSQL", ("asyncpg",)),
     "qlora": ("tune with 4-bit base weights", ("bitsandbytes",)),
     "quant": ("read and check quantized models", ("compressed-tensors", "accelerate")),
     "hub": ("fetch from Hugging Face and ModelScope", ("huggingface-hub", "modelscope")),

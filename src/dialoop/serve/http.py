@@ -101,9 +101,9 @@ class Reply:
         """Send bytes of a stream."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def end(self) -> None:
-        """End a stream."""
-        await self._send({"type": "http.response.body", "body": b""})
+    async def end(self, data: bytes = b"") -> None:
+        """End a stream, with its last bytes."""
+        await self._send({"type": "http.response.body", "body": data})
 
     async def _start(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         self.status = status
