@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 PROGRAMS = ("initdb", "pg_ctl", "createdb")
 
 
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The loop of asynchronous tests: that of the gateway's workers."""
+    return "asyncio", {"use_uvloop": True}
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A PostgreSQL of the tests' own, reached by a socket in its folder."""

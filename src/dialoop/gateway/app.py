@@ -88,30 +88,44 @@ class App:
         visit = self._visit(scope, receive, send, time.monotonic())
         self.num_open += 1
         try:
-            await self._route(visit)
+            await self._answer(visit, parts)
         except Gone:
             visit.is_gone = True
-        except ApiError as error:
-            parts.metrics.refuse(error.code or "other")
-            await visit.reply.error(error)
-        except DialoopError as error:
-            log.warning("%s %s: %s", visit.id, scope["path"], error)
-            await visit.reply.error(from_error(error))
-        except Exception:
-            log.exception("%s %s: a bug", visit.id, scope["path"])
-            await visit.reply.error(ApiError(500, "the gateway has a bug; its log says more"))
         finally:
             self.num_open -= 1
             now = time.monotonic()
             parts.metrics.count(visit.path, visit.call, visit.status, now)
             parts.tell(visit, now)
 
+    async def _answer(self, visit: Visit, parts: Parts) -> None:
+        """Answer one request, or say why not.
+
+        Raises:
+            Gone: there is nobody to answer.
+        """
+        path = visit.scope["path"]
+        try:
+            await self._route(visit)
+        except Gone:
+            raise
+        except ApiError as error:
+            if not visit.call or not visit.call.num_attempts:
+                parts.metrics.refuse(error.code or "other")
+            await visit.reply.error(error)
+        except DialoopError as error:
+            log.warning("%s %s: %s", visit.id, path, error)
+            await visit.reply.error(from_error(error))
+        except Exception:
+            log.exception("%s %s: a bug", visit.id, path)
+            await visit.reply.error(ApiError(500, "the gateway has a bug; its log says more"))
+
     def _visit(self, scope: Scope, receive: Receive, send: Send, now: float) -> Visit:
         given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
         # only what may stand in a header and a log line is taken over
         named = given.decode("ascii", "replace") if 0 < len(given) <= 128 else ""
         name = named if named.isascii() and named.isprintable() and named else uuid.uuid4().hex
-        reply = GatewayReply(send, name)
+        client_s = self.parts.job.patience.client_s
+        reply = GatewayReply(send, name, client_s, scope["extensions"]["dialoop"]["abort"])
         reply.closes = self.is_draining
         reply.more = self._cors(scope)
         parent = next((v for k, v in scope["headers"] if k == b"traceparent"), b"")

@@ -172,7 +172,9 @@ def _check_messages(body: Json, sizes: Sizes) -> None:
         raise bad("messages", "a list of at least one message is required")
     items = cast("list[Any]", messages)
     if len(items) > sizes.max_messages:
-        raise bad("messages", f"{len(items)} messages are more than the {sizes.max_messages} of")
+        raise bad(
+            "messages", f"{len(items)} messages are more than the {sizes.max_messages} allowed"
+        )
     num_images = 0
     for place, message in enumerate(items):
         if not isinstance(as_object(message).get("role"), str):

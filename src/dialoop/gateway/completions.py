@@ -6,7 +6,6 @@ token, in the stream, in a whole answer. Every stream ends with an event that te
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -26,7 +25,6 @@ from dialoop.gateway.sse import frame
 from dialoop.gateway.telling import Telling
 from dialoop.gateway.visit import WhileThere
 from dialoop.serve.failure import ApiError
-from dialoop.serve.http import Gone
 
 if TYPE_CHECKING:
     from dialoop.gateway.app import App
@@ -192,10 +190,10 @@ class Completions:
             there.over()
             await visit.reply.end(last)
             await answer.finish()
-            if kept and telling.gathered:
-                await kept.put(telling.gathered.completion(), call, parts)
         finally:
             answer.close()
+        if kept and telling.gathered:
+            await kept.put(telling.gathered.completion(), call, parts)
 
     async def _deliver(
         self, visit: Visit, call: Call, answer: Answer, parts: Parts, telling: Telling
@@ -203,7 +201,6 @@ class Completions:
         """Events as they come, those that came together in one piece."""
         passing = Filter(parts.guard) if parts.guard else None
         name = (call.served or call.model).name
-        client_s = parts.job.patience.client_s
         opening = telling.begin()
         async with aclosing(answer.batches()) as batches:
             async for batch in batches:
@@ -213,11 +210,7 @@ class Completions:
                 ]
                 if data := opening + b"".join(shown):
                     opening = b""
-                    try:
-                        async with asyncio.timeout(client_s):
-                            await visit.reply.raw(data)
-                    except TimeoutError:
-                        raise Gone from None
+                    await visit.reply.raw(data)
                     if gathered := telling.gathered:
                         for event, _ in batch:
                             gathered.add(event)

@@ -5,7 +5,7 @@ Log-probabilities tell the tokens of a text, so they are held back and dropped w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dialoop.gateway.call import Json, as_object
 from dialoop.gateway.guard import Blocked
@@ -24,6 +24,11 @@ _CHANNELS: dict[str, Channel] = {
 _LEAKS = ("logprobs", "token_ids", "prompt_logprobs")
 """Fields of a choice that tell its tokens."""
 
+_ARGUMENTS = (("function", "arguments"), ("custom", "input"))
+"""Where the calls of tools have text."""
+_Key = tuple[int, str, int]
+"""A choice, a field, and which of its calls."""
+
 
 class Filter:
     """The texts of one answer.
@@ -34,7 +39,9 @@ class Filter:
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self._streams: dict[tuple[int, str, int], TextGuard] = {}
+        self._streams: dict[_Key, TextGuard] = {}
+        self._held: dict[_Key, int] = {}
+        """Characters that went in and have not come out."""
         self._ended: set[int] = set()
         self.blocked: Blocked | None = None
         """The first thing that did not pass."""
@@ -61,10 +68,14 @@ class Filter:
         number = choice.get("index", 0)
         if number in self._ended:
             return False
-        texts = choice if "text" in choice else as_object(choice.get(part))
         is_last = part == "message" or bool(choice.get("finish_reason"))
+        texts = choice
+        if "text" not in choice:
+            texts = choice[part] = as_object(choice.get(part))
         try:
-            has_changed = self._pass(number, texts, is_last=is_last)
+            has_changed = self._pass(number, texts)
+            if is_last:
+                has_changed |= self._finish(number, texts)
         except Blocked as blocked:
             self.blocked = self.blocked or blocked
             self._ended.add(number)
@@ -76,49 +87,69 @@ class Filter:
                 choice.pop(name, None)
         return True
 
-    def _pass(self, number: int, texts: Json, *, is_last: bool) -> bool:
-        """Whether any text is not what it was."""
+    def _pass(self, number: int, texts: Json) -> bool:
+        """Whether any text is not what it was, or not all of it has passed so far."""
         has_changed = False
         for name, channel in _CHANNELS.items():
             given = texts.get(name)
-            if isinstance(given, str):
-                texts[name] = self._stream(number, name, 0, channel).feed(given)
-                has_changed |= texts[name] != given
-        for place, call in enumerate(texts.get("tool_calls") or ()):
-            function = as_object(as_object(call).get("function"))
-            given = function.get("arguments")
-            if isinstance(given, str):
-                stream = self._stream(number, "arguments", call.get("index", place), "arguments")
-                function["arguments"] = stream.feed(given)
-                has_changed |= function["arguments"] != given
-        return self._finish(number, texts) or has_changed if is_last else has_changed
+            if isinstance(given, list):  # parts
+                for one in cast("list[Any]", given):
+                    has_changed |= self._field(as_object(one), "text", (number, name, 0), channel)
+            else:
+                has_changed |= self._field(texts, name, (number, name, 0), channel)
+        called = as_object(texts.get("function_call"))
+        has_changed |= self._field(called, "arguments", (number, "function_call", 0), "arguments")
+        for place, item in enumerate(texts.get("tool_calls") or ()):
+            call = as_object(item)
+            place = call.get("index", place)
+            for kind, name in _ARGUMENTS:
+                given = as_object(call.get(kind))
+                has_changed |= self._field(given, name, (number, kind, place), "arguments")
+        return has_changed
+
+    def _field(self, texts: Json, name: str, key: _Key, channel: Channel) -> bool:
+        """Filter one text, in place; whether anything of it was changed or is held back."""
+        given = texts.get(name)
+        if not isinstance(given, str):
+            return False
+        if key not in self._streams:
+            self._streams[key] = self._guard.open(channel)
+        shown = texts[name] = self._streams[key].feed(given)
+        held = self._held[key] = self._held.get(key, 0) + len(given) - len(shown)
+        return held != 0 or shown != given
 
     def _finish(self, number: int, texts: Json) -> bool:
+        """Add what was held back to its fields."""
         has_changed = False
         for (owner, name, place), stream in self._streams.items():
             if owner != number or not (rest := stream.finish()):
                 continue
             has_changed = True
-            if name != "arguments":
-                texts[name] = (texts.get(name) or "") + rest
-                continue
-            calls: list[Any] = texts.setdefault("tool_calls", [])
-            found = [c for n, c in enumerate(calls) if c.get("index", n) == place]
-            if found:
-                found[0]["function"]["arguments"] += rest
+            if name in _CHANNELS:
+                _append(texts, name, rest)
+            elif name == "function_call":
+                _append(texts.setdefault(name, {}), "arguments", rest)
             else:
-                calls.append({"index": place, "function": {"arguments": rest}})
+                calls: list[Json] = texts.setdefault("tool_calls", [])
+                call = next((c for n, c in enumerate(calls) if c.get("index", n) == place), None)
+                if call is None:
+                    call = cast("Json", {"index": place})
+                    calls.append(call)
+                _append(call.setdefault(name, {}), dict(_ARGUMENTS)[name], rest)
         return has_changed
 
-    def _stream(self, number: int, name: str, place: int, channel: Channel) -> TextGuard:
-        key = (number, name, place)
-        if key not in self._streams:
-            self._streams[key] = self._guard.open(channel)
-        return self._streams[key]
+
+def _append(texts: Json, name: str, rest: str) -> None:
+    given = texts.get(name)
+    if isinstance(given, list):
+        texts[name] = [*cast("list[Any]", given), {"type": "text", "text": rest}]
+    else:
+        texts[name] = (given or "") + rest
 
 
 def _empty(texts: Json) -> None:
     for name in _CHANNELS:
-        if isinstance(texts.get(name), str):
+        if texts.get(name):
             texts[name] = ""
-    texts.pop("tool_calls", None)
+    for name in ("tool_calls", "function_call"):
+        texts.pop(name, None)

@@ -21,6 +21,8 @@ class Gathered:
     def __init__(self) -> None:
         self._head: Json = {}
         self._choices: dict[int, Json] = {}
+        self._calls: dict[tuple[int, int], Json] = {}
+        """Calls of tools by choice and by their index there."""
         self._usage: Json | None = None
 
     @property
@@ -39,7 +41,7 @@ class Gathered:
             into = self._choices.get(number)
             if into is None:
                 into = self._choices[number] = _new(choice, number)
-            _merge(into, choice)
+            self._merge(number, into, choice)
 
     def completion(self) -> Json:
         """The whole of it; `finish_reason` is None where the answer was cut."""
@@ -57,6 +59,34 @@ class Gathered:
         """The message of the first choice, as far as it came."""
         return self.choice().get("message", {})
 
+    def _merge(self, number: int, into: Json, choice: Json) -> None:
+        if choice.get("finish_reason"):
+            into["finish_reason"] = choice["finish_reason"]
+        if choice.get("logprobs"):
+            into["logprobs"] = _joined(into["logprobs"], choice["logprobs"])
+        if "text" in into:
+            into["text"] += choice.get("text") or ""
+            return
+        message, delta = into["message"], as_object(choice.get("delta"))
+        for name in _TEXTS:
+            if isinstance(delta.get(name), str):
+                message[name] = (message.get(name) or "") + delta[name]
+        if delta.get("function_call"):
+            into_call = message.setdefault("function_call", {"name": "", "arguments": ""})
+            _merge_function(into_call, as_object(delta["function_call"]))
+        for piece in delta.get("tool_calls") or ():
+            self._merge_call(number, message.setdefault("tool_calls", []), as_object(piece))
+
+    def _merge_call(self, number: int, calls: list[Json], piece: Json) -> None:
+        place = piece.get("index", len(calls))
+        call = self._calls.get((number, place))
+        if call is None:
+            function = {"name": "", "arguments": ""}
+            call = self._calls[number, place] = {"id": "", "type": "function", "function": function}
+            calls.append(call)
+        call["id"] = piece.get("id") or call["id"]
+        _merge_function(call["function"], as_object(piece.get("function")))
+
 
 def _new(choice: Json, number: int) -> Json:
     shell: Json = {"index": number, "logprobs": None, "finish_reason": None}
@@ -65,31 +95,9 @@ def _new(choice: Json, number: int) -> Json:
     return shell | {"text": ""}
 
 
-def _merge(into: Json, choice: Json) -> None:
-    if choice.get("finish_reason"):
-        into["finish_reason"] = choice["finish_reason"]
-    if choice.get("logprobs"):
-        into["logprobs"] = _joined(into["logprobs"], choice["logprobs"])
-    if "text" in into:
-        into["text"] += choice.get("text") or ""
-        return
-    message, delta = into["message"], as_object(choice.get("delta"))
-    for name in _TEXTS:
-        if delta.get(name) is not None:
-            message[name] = (message.get(name) or "") + delta[name]
-    for call in delta.get("tool_calls") or ():
-        _merge_call(message.setdefault("tool_calls", []), call)
-
-
-def _merge_call(calls: list[Any], piece: Json) -> None:
-    place = piece.get("index", len(calls))
-    while len(calls) <= place:
-        calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-    call = calls[place]
-    call["id"] = piece.get("id") or call["id"]
-    function = as_object(piece.get("function"))
-    call["function"]["name"] += function.get("name") or ""
-    call["function"]["arguments"] += function.get("arguments") or ""
+def _merge_function(into: Json, piece: Json) -> None:
+    for name in ("name", "arguments"):
+        into[name] = into.get(name, "") + (piece.get(name) or "")
 
 
 def _joined(old: Json | None, new: Json) -> Json:

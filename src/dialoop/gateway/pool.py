@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
@@ -77,9 +78,16 @@ class Pool:
         self.engines: tuple[Upstream, ...] = tuple(
             self._engine(kept.get(entry.url), entry) for entry in job.engines
         )
+        self._listed: tuple[tuple[str, ...], ...] = ()
+        """The engines' own models, of which `_found` was made."""
+        self._found: dict[str, Model] = {}
+        self._draining = frozenset(
+            one for one, entry in zip(self.engines, job.engines, strict=True) if entry.is_draining
+        )
         self._by_label = {one.label: one for one in self.engines}
         self._models = {name: self._model(name, entry) for name, entry in job.models.items()}
-        self._line: deque[_Place] = deque()
+        # one line for all who wait for the same engines, whichever configuration they came under
+        self._line: deque[_Place] = old._line if old else deque()  # noqa: SLF001
 
     @property
     def num_waiting(self) -> int:
@@ -87,10 +95,19 @@ class Pool:
         return len(self._line)
 
     def start(self, old: Pool | None = None) -> None:
-        """Check the engines that were not checked before."""
-        for engine in self.engines:
+        """Take the engines over, and check those that were not checked before."""
+        for engine, entry in zip(self.engines, self._job.engines, strict=True):
+            engine.treat(entry, self._job, self._rescue)
             if old is None or engine not in old.engines:
                 engine.start()
+
+    async def learn(self, limit_s: float) -> None:
+        """Wait until engines have told what they serve, where no models are named; not forever."""
+        if self._models:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await asyncio.gather(*(one.was_asked.wait() for one in self.engines))
 
     async def stop(self, new: Pool | None = None) -> None:
         """Check no more those engines that a new pool has not."""
@@ -101,6 +118,13 @@ class Pool:
         """What is served now, by name."""
         if self._models:
             return self._models
+        listed = tuple(engine.models for engine in self.engines)
+        if listed != self._listed:
+            self._listed, self._found = listed, self._learned()
+        return self._found
+
+    def _learned(self) -> dict[str, Model]:
+        """The engines' own models."""
         found: dict[str, list[Upstream]] = {}
         for engine in self.engines:
             for name in engine.models:
@@ -132,57 +156,82 @@ class Pool:
     def is_served(self, model: Model) -> bool:
         """Whether any engine could answer now."""
         now = time.monotonic()
-        return any(one.is_available(now) for group in model.groups for one in group.engines)
+        return any(self._may_ask(one, now) for group in model.groups for one in group.engines)
 
-    async def lease(self, model: Model, key: int | None, tried: frozenset[Upstream]) -> Lease:
+    async def lease(
+        self, model: Model, key: int | None, tried: frozenset[Upstream], limit: float
+    ) -> Lease:
         """A place at an engine that was not tried yet, as soon as there is one.
+
+        Args:
+            model: what is asked for.
+            key: of the conversation.
+            tried: engines that are not asked again.
+            limit: when to give up, by the monotonic clock.
 
         Raises:
             NoEngineError: none is left.
             ApiError: the line is full, or the wait was too long: status 429.
         """
         key = self._random.getrandbits(32) if key is None else key
-        if not any(one.model is model for one in self._line) and (
-            found := self._try(model, key, tried)
-        ):
+        self._serve_line(model)
+        if found := self.take(model, key, tried):
             return found
         if len(self._line) >= self._job.sizes.max_waiting:
             raise _busy("too many requests wait already")
-        loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + self._job.patience.queue_s
-        place = _Place(model, loop.create_future())
+        limit = min(limit, time.monotonic() + self._job.patience.queue_s)
+        place = _Place(self, model, key, tried, asyncio.get_running_loop().create_future())
         self._line.append(place)
         try:
-            while (left := deadline - time.monotonic()) > 0:
-                # engines may also come and go, so it is asked again in between
-                await asyncio.wait((place.free,), timeout=min(left, _LOOK_S))
-                if found := self._try(model, key, tried):
-                    return found
-                if place.free.done():  # somebody was faster
-                    place.free = loop.create_future()
+            while (left := limit - time.monotonic()) > 0:
+                await asyncio.wait((place.lease,), timeout=min(left, _LOOK_S))
+                if not place.lease.done():  # engines come and go, so it is asked in between
+                    place.look()
+                if place.lease.done():
+                    return await place.lease
             raise _busy(f"no engine was free within {self._job.patience.queue_s:g} s")
+        except asyncio.CancelledError:
+            if place.lease.done() and not place.lease.exception():
+                self.release(place.lease.result())
+            raise
         finally:
-            self._line.remove(place)
+            if place in self._line:
+                self._line.remove(place)
 
     def release(self, lease: Lease) -> None:
-        """Give a place back."""
+        """Give a place back: to the first in line that may have it."""
         lease.engine.num_open -= 1
-        self._wake(lease.engine)
+        for place in list(self._line):
+            if place.wants(lease.engine):
+                place.look()
+                if lease.engine.is_full:
+                    return
 
-    def _try(self, model: Model, key: int, tried: frozenset[Upstream]) -> Lease | None:
-        """A place now; None where all that may be asked are full."""
+    def _serve_line(self, model: Model) -> None:
+        """Let those go first who wait for a model, if engines have come back unnoticed."""
+        for place in self._line:
+            if place.model is model and not place.lease.done():
+                place.look()
+                if not place.lease.done():
+                    return
+
+    def take(self, model: Model, key: int, tried: frozenset[Upstream]) -> Lease | None:
+        """A place now; None where all that may be asked are full.
+
+        Raises:
+            NoEngineError: none may be asked.
+        """
         now = time.monotonic()
         groups = [
             (group, able)
             for group in model.groups
-            if (able := [e for e in group.engines if e not in tried and e.is_available(now)])
+            if (able := [e for e in group.engines if e not in tried and self._may_ask(e, now)])
         ]
         if not groups:
             raise NoEngineError
         if len(groups) > 1:
             weights = [group.weight for group, _ in groups]
-            chosen = pick_weighted(weights, key) if any(weights) else 0
-            groups = [groups[chosen]]
+            groups = [groups[pick_weighted(weights, key)]]
         group, able = groups[0]
         free = [one for one in able if not one.is_full]
         if not free:
@@ -192,6 +241,9 @@ class Pool:
         engine.breaker.begin(now)
         return Lease(engine, group.model)
 
+    def _may_ask(self, engine: Upstream, now: float) -> bool:
+        return engine not in self._draining and engine.is_available(now)
+
     def _choose(self, policy: Policy, free: list[Upstream], key: int) -> Upstream:
         if policy == "affinity":
             return by_affinity(free, key, 1.0)
@@ -200,10 +252,9 @@ class Pool:
         return free[next(self._turn) % len(free)]
 
     def _engine(self, old: Upstream | None, entry: EngineEntry) -> Upstream:
-        """The engine that runs already, with what has changed of its entry; or a new one."""
+        """The engine that runs already, or a new one."""
         if old is None or old.entry.api_key != entry.api_key or old.label != entry.label:
             return Upstream(entry, self._job, self._rescue)
-        old.entry, old.died = entry, self._rescue
         return old
 
     def _model(self, name: str, entry: ModelEntry) -> Model:
@@ -214,22 +265,16 @@ class Pool:
                 version.weight,
             )
             for version in entry.versions
+            if version.weight
         )
         return Model(name, groups, entry.fallbacks, frozenset(entry.kinds), entry.release)
-
-    def _wake(self, engine: Upstream) -> None:
-        """Tell the first in line that may be answered there."""
-        for place in self._line:
-            if not place.free.done() and place.wants(engine):
-                place.free.set_result(None)
-                return
 
     def _rescue(self, engine: Upstream) -> None:
         """Ask others what a dead engine has not begun to answer, where there are others."""
         now = time.monotonic()
         groups = [group for model in self.models().values() for group in model.groups]
         if any(
-            other is not engine and other.is_available(now)
+            other is not engine and self._may_ask(other, now)
             for group in groups
             if engine in group.engines
             for other in group.engines
@@ -241,12 +286,30 @@ class Pool:
 class _Place:
     """A place in line."""
 
+    pool: Pool
     model: Model
-    free: asyncio.Future[None]
-    """Done when it is worth to look again."""
+    key: int
+    tried: frozenset[Upstream]
+    lease: asyncio.Future[Lease]
+    """What is waited for."""
 
     def wants(self, engine: Upstream) -> bool:
-        return any(engine in group.engines for group in self.model.groups)
+        """Whether an engine might answer it."""
+        return (
+            not self.lease.done()
+            and engine not in self.tried
+            and any(engine in group.engines for group in self.model.groups)
+        )
+
+    def look(self) -> None:
+        """Take an engine that is free, or learn that none is left."""
+        try:
+            found = self.pool.take(self.model, self.key, self.tried)
+        except NoEngineError as error:
+            self.lease.set_exception(error)
+        else:
+            if found:
+                self.lease.set_result(found)
 
 
 def _busy(reason: str) -> ApiError:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
 
@@ -45,6 +45,10 @@ _TAIL_S = 1.0
 
 class LateError(WireError):
     """The engine took longer than it may."""
+
+
+class OverdueError(LateError):
+    """A stream took longer than it may, which is not to the engine's blame."""
 
 
 class EngineError(WireError):
@@ -91,17 +95,19 @@ class Relay:
         """
         return await self._tried(call, self._begin)
 
-    async def _tried(self, call: Call, attempt: Callable[[Call, Lease], Awaitable[T]]) -> T:
+    async def _tried(self, call: Call, attempt: Callable[[Call, Lease, bytes], Awaitable[T]]) -> T:
         """The first attempt that gives an answer; its lease is then the attempt's own."""
         clock = time.monotonic
         problems: list[str] = []
         error: ApiError | None = None
+        rest = _encoded({name: call.body[name] for name in call.body if name != "model"})
+        failed: frozenset[Upstream] = frozenset()
         for model in self._models(call):
-            tried: frozenset[Upstream] = frozenset()
+            tried = failed
             while True:
                 asked = clock()
                 try:
-                    lease = await self._pool.lease(model, call.affinity, tried)
+                    lease = await self._pool.lease(model, call.affinity, tried, call.deadline)
                 except NoEngineError:
                     break
                 engine = lease.engine
@@ -110,10 +116,11 @@ class Relay:
                 call.num_attempts += 1
                 asked = clock()
                 try:
-                    return await attempt(call, lease)
+                    return await attempt(call, lease, _document_of(lease.model, rest))
                 except WireError as failure:
                     engine.breaker.fail(clock())
                     self._pool.release(lease)
+                    failed |= {engine}
                     problems.append(f"{engine.label}: {failure}")
                     log.warning("%s: engine %s: %s", call.id, engine.label, failure)
                     error = _final(failure, problems)
@@ -121,6 +128,10 @@ class Relay:
                     engine.breaker.succeed()
                     self._pool.release(lease)
                     error = other.error
+                except ApiError:
+                    engine.breaker.succeed()
+                    self._pool.release(lease)
+                    raise
                 except BaseException:
                     engine.breaker.forget()
                     self._pool.release(lease)
@@ -142,17 +153,16 @@ class Relay:
         served = self._pool.models()
         return [call.model, *(served[name] for name in call.model.fallbacks if name in served)]
 
-    async def _post(self, call: Call, lease: Lease, limit: float) -> Response:
-        """The head of a response of status 200; `limit` is of the loop's clock.
+    async def _post(self, call: Call, lease: Lease, body: bytes, limit: float) -> Response:
+        """The head of a response of status 200; `limit` is of the monotonic clock.
 
         Raises:
             ApiError: the engine refuses the request.
             _OtherError: it cannot answer it, and another may.
             WireError: it failed.
         """
-        body = orjson.dumps(call.body | {"model": lease.model})
         try:
-            async with asyncio.timeout_at(limit):
+            async with asyncio.timeout(limit - time.monotonic()):
                 response = await lease.engine.wire.post(call.path, body, call.headers)
                 if response.status == 200:
                     return response
@@ -162,20 +172,21 @@ class Relay:
             raise LateError("it has not answered in time") from error
         raise _refusal(response.status, text, lease.engine.label, response.headers)
 
-    async def _read(self, call: Call, lease: Lease) -> tuple[Json, bytes]:
-        response = await self._post(call, lease, call.deadline)
+    async def _read(self, call: Call, lease: Lease, body: bytes) -> tuple[Json, bytes]:
+        response = await self._post(call, lease, body, call.deadline)
+        lease.engine.watch(response)
         with closing(response):
             try:
-                async with asyncio.timeout_at(call.deadline):
+                async with asyncio.timeout(call.deadline - time.monotonic()):
                     data = await response.read(self._sizes.max_answer_bytes)
             except TimeoutError as error:
                 raise LateError("it has not answered in time") from error
+            finally:
+                lease.engine.unwatch(response)
         found = _document(data)
         _raise_error(found)
-        for choice in found.get("choices") or ():
-            if choice.get("finish_reason", "none") in (None, *_FAILED_REASONS):
-                raise EngineError("its answer does not say how it ended")
-            call.finish = call.finish or choice.get("finish_reason")
+        if call.kind in ("chat", "text"):
+            _learn_finish(call, found)
         call.usage.learn(found.get("usage"))
         clock = time.monotonic()
         lease.engine.heard_at = call.last_at = clock
@@ -184,10 +195,10 @@ class Relay:
         self._pool.release(lease)
         return found, data
 
-    async def _begin(self, call: Call, lease: Lease) -> Answer:
+    async def _begin(self, call: Call, lease: Lease, body: bytes) -> Answer:
         now = time.monotonic()
         limit = min(now + self._patience.first_token_s, call.deadline)
-        response = await self._post(call, lease, limit)
+        response = await self._post(call, lease, body, limit)
         answer = Answer(call, lease, response, self._pool, self._patience)
         try:
             await answer.begin(limit)
@@ -216,9 +227,12 @@ class Answer:
         self._framer = Framer()
         self._held: list[Event] = []
         self._finished: set[int] = set()
+        self._trouble: WireError | ApiError | None = None
+        """What is raised when the events before it were given."""
         self._is_done = self._has_content = self._is_failed = self._is_closed = False
         self._loop = asyncio.get_running_loop()
-        self._limit = 0.0
+        self._limit = self._away_at = 0.0
+        """When the engine is late; since when the client takes what came."""
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -230,14 +244,13 @@ class Answer:
         """Wait for the first content.
 
         Args:
-            limit: by the loop's clock.
+            limit: by the monotonic clock.
 
         Raises:
             WireError: none came.
             ApiError: the engine refuses the request.
         """
-        self._limit = limit
-        self._arm()
+        self._expect_until(limit)
         self._lease.engine.watch(self._response)
         try:
             while not self._has_content:
@@ -245,8 +258,13 @@ class Answer:
                 if events is None:
                     break
                 self._held += events
+            if self._trouble:  # nothing was told to the client yet
+                raise self._trouble
         finally:
             self._lease.engine.unwatch(self._response)
+        self._lease.engine.breaker.answer()
+        self._expect_more()
+        self._away_at = time.monotonic()
 
     async def batches(self) -> AsyncGenerator[list[Event], None]:
         """Events as they come, those that came together in one list.
@@ -254,10 +272,6 @@ class Answer:
         Raises:
             CutError: the engine failed, or stopped without saying why.
         """
-        self._limit = min(time.monotonic() + self._stall_s, self._call.deadline)
-        if self._timer:  # it waits for the first content's limit, which may be later
-            self._timer.cancel()
-        self._arm()
         held, self._held = self._held, []
         yield held
         try:
@@ -265,8 +279,10 @@ class Answer:
                 if events:
                     yield events
         except (WireError, ApiError) as error:
-            self._is_failed = True
             log.warning("%s: engine %s: %s", self._call.id, self._call.engine, error)
+            if self.is_whole:  # but for its last words
+                return
+            self._is_failed = not isinstance(error, OverdueError)
             code = "engine_stalled" if isinstance(error, LateError) else "engine_failed"
             status = 504 if isinstance(error, LateError) else 502
             message = f"the answer was cut: engine `{self._call.engine}`: {error}"
@@ -274,7 +290,10 @@ class Answer:
 
     async def finish(self) -> None:
         """Let the engine end its response, so that its connection can be used again."""
-        self._limit = time.monotonic() + _TAIL_S
+        if not self._is_done:
+            return
+        self._away_at = 0.0
+        self._expect_until(time.monotonic() + _TAIL_S)
         with suppress(WireError):
             while await self._response.next():
                 pass
@@ -286,8 +305,10 @@ class Answer:
         breaker = self._lease.engine.breaker
         if self._is_failed:
             breaker.fail(time.monotonic())
-        else:
+        elif self.is_whole:
             breaker.succeed()
+        else:
+            breaker.forget()
         self._pool.release(self._lease)
         self.drop()
 
@@ -305,6 +326,11 @@ class Answer:
             WireError: the stream broke, or ended without saying why.
             ApiError: the engine refuses the request, after it had begun a stream.
         """
+        if self._trouble:
+            raise self._trouble
+        if self._away_at:  # the engine is not to blame for a client that reads slowly
+            self._limit = min(self._limit + time.monotonic() - self._away_at, self._call.deadline)
+            self._away_at = 0.0
         data = await self._response.next()
         if not data:
             if not self.is_whole:
@@ -314,18 +340,26 @@ class Answer:
         try:
             for payload in self._framer.feed(data):
                 if payload == DONE:
-                    if not self.is_whole:
-                        raise WireError("its stream ended without saying why")
-                    self._is_done = self._has_content = True
+                    self._end()
                     break
                 event = _document(payload)
                 self._learn(event)
                 events.append((event, payload))
         except FrameError as error:
-            raise WireError(str(error)) from error
-        except (AttributeError, TypeError) as error:
-            raise WireError(f"it sent no completion: {data[:200]!r}") from error
+            self._trouble = WireError(str(error))
+        except (AttributeError, TypeError):
+            self._trouble = WireError(f"it sent no completion: {data[:200]!r}")
+        except (WireError, ApiError) as error:
+            self._trouble = error
+        if self._trouble and not events:
+            raise self._trouble
+        self._away_at = time.monotonic()
         return events
+
+    def _end(self) -> None:
+        if not self.is_whole:
+            raise WireError("its stream ended without saying why")
+        self._is_done = self._has_content = True
 
     def _learn(self, event: Json) -> None:
         if "error" in event:
@@ -348,17 +382,61 @@ class Answer:
             self._lease.engine.heard_at = call.last_at = now
             self._limit = min(now + self._stall_s, call.deadline)
 
-    def _arm(self) -> None:
-        """Look again when the limit of now is over; most of the time it was moved by then."""
-        self._timer = self._loop.call_at(self._limit, self._look)
+    def _expect_more(self) -> None:
+        """Wait for content as long as a stream may stall."""
+        self._expect_until(min(time.monotonic() + self._stall_s, self._call.deadline))
+
+    def _expect_until(self, limit: float) -> None:
+        """Wait until then; later content moves it."""
+        self._limit = limit
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, limit - time.monotonic()), self._look)
 
     def _look(self) -> None:
-        if time.monotonic() < self._limit:
-            self._arm()
-            return
-        late = time.monotonic() >= self._call.deadline
-        what = "the answer took longer than it may" if late else "nothing came for too long"
-        self._response.fail(LateError(what))
+        """The limit of some time ago is over; most of the time it was moved by now."""
+        now = time.monotonic()
+        if self._away_at and now < self._call.deadline:
+            self._limit, self._away_at = self._limit + now - self._away_at, now
+        if now < self._limit:
+            self._expect_until(self._limit)
+        elif now >= self._call.deadline and self._has_content:
+            self._response.fail(OverdueError("the answer took longer than it may"))
+        else:
+            self._response.fail(LateError("nothing came for too long"))
+
+
+def _encoded(body: Json) -> bytes:
+    """JSON.
+
+    Raises:
+        ApiError: it is nested too deeply.
+    """
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise ApiError(400, f"the body is nested too deeply ({error})") from error
+
+
+def _document_of(model: str, rest: bytes) -> bytes:
+    """A request's JSON, with the model's name put before the rest of its fields."""
+    return b'{"model":' + orjson.dumps(model) + (b"," if len(rest) > 2 else b"") + rest[1:]
+
+
+def _learn_finish(call: Call, found: Json) -> None:
+    """Why a whole answer ended.
+
+    Raises:
+        EngineError: it does not say, or is no answer.
+    """
+    choices = found.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise EngineError("its answer has no choices")
+    for choice in cast("list[Any]", choices):
+        reason = as_object(choice).get("finish_reason")
+        if not isinstance(reason, str) or reason in _FAILED_REASONS:
+            raise EngineError("its answer does not say how it ended")
+        call.finish = call.finish or reason
 
 
 def _has_content(choice: Json) -> bool:
@@ -399,7 +477,8 @@ def _refusal(
         said = {"error": text[:500].decode("utf-8", "replace").strip()}
     message = _message(said) or f"status {status}"
     if status in (401, 403):
-        return EngineError(f"it refuses the gateway's key ({message})")
+        refused = f"engine `{engine}` refuses the gateway's key ({message})"
+        return _OtherError(ApiError(502, refused, code="engine_failed"))
     if status == 429:
         wait = headers.get(b"retry-after", b"1")
         seconds = int(wait) if wait.isdigit() else 1

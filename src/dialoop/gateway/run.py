@@ -141,9 +141,9 @@ class Parent:
             with listening:
                 await self._make_first_key()
                 await self._start(listening)
-                desk.open()
-                if has_old:
+                if has_old:  # before the desk opens, or the order would come to ourselves
                     await asyncio.to_thread(control.ask, port, {"do": "drain"})
+                desk.open()
                 self._emit(Stage(f"serving at {self._url}"))
                 self._emit(Note(f"{self._job.workers} workers; Ctrl-C lets open requests end"))
                 await self._stopping.wait()

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
 from dialoop.gateway.breaker import Breaker
+from dialoop.gateway.call import as_object
 from dialoop.gateway.wire import Wire, WireError
 
 if TYPE_CHECKING:
@@ -44,14 +45,12 @@ class Upstream:
     def __init__(
         self, entry: EngineEntry, job: GatewayJob, died: Callable[[Upstream], None]
     ) -> None:
-        self.died = died
-        self.entry = entry
         self.label = entry.label
-        self._health, self._patience = job.health, job.patience
         secret = entry.api_key.get_secret_value() if entry.api_key else ""
         headers = (("authorization", f"Bearer {secret}"),) if secret else ()
         self.wire = Wire(entry.url, headers, job.patience.connect_s)
         self.breaker = Breaker(job.breaker.num_failures, job.breaker.open_s)
+        self.treat(entry, job, died)
         self.models: tuple[str, ...] = ()
         """The models it lists; known after the first check."""
         self.windows: dict[str, int] = {}
@@ -59,10 +58,19 @@ class Upstream:
         self.num_open = 0
         self.is_healthy = True
         self.heard_at = 0.0
-        """When it last sent content; the loop's clock."""
+        """When it last sent content; the monotonic clock."""
+        self.was_asked = asyncio.Event()
+        """Set when it was first asked what it serves."""
         self._failed_checks = 0
         self._waiting: set[Response] = set()
         self._checking: asyncio.Task[None] | None = None
+
+    def treat(self, entry: EngineEntry, job: GatewayJob, died: Callable[[Upstream], None]) -> None:
+        """Treat it as another configuration says; its URL, name and key stay."""
+        self.entry, self.died, self._health = entry, died, job.health
+        self.wire.connect_s = job.patience.connect_s
+        self.breaker.num_failures = job.breaker.num_failures
+        self.breaker.open_s = job.breaker.open_s
 
     @property
     def load(self) -> float:
@@ -75,8 +83,8 @@ class Upstream:
         return self.num_open >= self.entry.max_concurrent
 
     def is_available(self, now: float) -> bool:
-        """Whether it may get a request."""
-        return self.is_healthy and not self.entry.is_draining and self.breaker.allows(now)
+        """Whether it could answer a request."""
+        return self.is_healthy and self.breaker.allows(now)
 
     def watch(self, response: Response) -> None:
         """Its first content is waited for; until `unwatch`."""
@@ -119,6 +127,8 @@ class Upstream:
             problem = f"no token within {self._health.timeout_s:g} s"
         except (WireError, ValueError) as error:
             problem = str(error)
+        finally:
+            self.was_asked.set()
         if problem and self.heard_at < began:
             self._failed_checks += 1
             if self._failed_checks >= self._health.num_failures:
@@ -134,19 +144,18 @@ class Upstream:
         if self.is_healthy:
             log.warning("engine %s gets no requests: %s", self.label, problem)
         self.is_healthy = False
-        self.wire.close()
+        self.wire.drop_idle()
         self.died(self)
 
     async def _check_always(self) -> None:
-        interval = self._health.interval_s
         if self._health.probe == "none":
             await self.check_models_once()
             return
         while True:
-            fresh = time.monotonic() - self.heard_at < interval and self.is_healthy and self.models
-            if not fresh:
+            heard_s = time.monotonic() - self.heard_at
+            if heard_s >= self._health.interval_s or not (self.is_healthy and self.models):
                 await self.check()
-            await asyncio.sleep(interval)
+            await asyncio.sleep(self._health.interval_s)
 
     async def check_models_once(self) -> None:
         """Learn what it serves, for gateways that name no models; tried until it works."""
@@ -154,6 +163,8 @@ class Upstream:
             with suppress(WireError, ValueError, TimeoutError):
                 async with asyncio.timeout(self._health.timeout_s):
                     self.models = await self._list_models()
+            self.was_asked.set()
+            if self.models:
                 return
             await asyncio.sleep(self._health.interval_s)
 
@@ -162,9 +173,15 @@ class Upstream:
             data = await response.read(_MAX_PROBE_BYTES)
             if response.status != 200:
                 raise ValueError(f"GET /models: status {response.status}")
-        found = orjson.loads(data).get("data", [])
-        cards = [item for item in found if isinstance(item.get("id"), str)]
-        windows = {item["id"]: item.get("max_model_len") for item in cards}
+        found = as_object(orjson.loads(data)).get("data")
+        if not isinstance(found, list):
+            raise ValueError("GET /models: no list of models")  # noqa: TRY004  not our mistake
+        cards = [as_object(item) for item in cast("list[Any]", found)]
+        windows = {
+            item["id"]: item.get("max_model_len")
+            for item in cards
+            if isinstance(item.get("id"), str)
+        }
         self.windows = {name: size for name, size in windows.items() if type(size) is int}
         return tuple(windows)
 

@@ -9,26 +9,61 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import orjson
 
+from dialoop.gateway.sse import DONE, frame
 from dialoop.serve.failure import ApiError
 from dialoop.serve.http import Gone, Reply
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
     from types import TracebackType
 
     from dialoop.gateway.call import Call, Json
     from dialoop.gateway.keys import Key
     from dialoop.gateway.tracing import Context, Span
-    from dialoop.serve.http import Receive, Scope
+    from dialoop.serve.http import Receive, Scope, Send
 
 CLIENT_GONE = 499
 
 
 class GatewayReply(Reply):
-    """A response whose further headers are collected until it begins."""
+    """A response whose further headers are collected until it begins.
 
-    more: list[tuple[bytes, bytes]]
-    closes: bool
-    """Whether the connection ends with this response."""
+    Args:
+        send: ASGI's.
+        request_id: told to the client in a header.
+        client_s: the longest that the client may take for what is sent.
+        abort: closes the connection with all that it did not take.
+    """
+
+    def __init__(
+        self, send: Send, request_id: str, client_s: float, abort: Callable[[], None]
+    ) -> None:
+        super().__init__(self._patiently, request_id)
+        self._to_client, self._client_s, self._abort = send, client_s, abort
+        self.more: list[tuple[bytes, bytes]] = []
+        self.closes = False
+        """Whether the connection ends with this response."""
+
+    async def error(self, error: ApiError) -> None:
+        """Say what is wrong; a stream that has begun ends after it as streams do."""
+        if self.status is None:
+            await super().error(error)
+            return
+        await self.event(error.body())
+        await self.end(frame(DONE))
+
+    async def _patiently(self, message: MutableMapping[str, Any]) -> None:
+        """Send what the client takes within its time.
+
+        Raises:
+            Gone: it does not.
+        """
+        try:
+            async with asyncio.timeout(self._client_s):
+                await self._to_client(message)
+        except TimeoutError:
+            self._abort()
+            raise Gone from None
 
     async def _start(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         last = ((b"connection", b"close"),) if self.closes else ()
@@ -44,7 +79,7 @@ class Visit:
     reply: GatewayReply
     id: str
     began: float
-    """The loop's clock."""
+    """By the monotonic clock."""
     trace: Context
     path: str = "other"
     """As metrics call it: with the names of its parts, not the parts."""
@@ -87,15 +122,12 @@ class Visit:
         length = self.header(b"content-length")
         if length.isdigit() and int(length) > max_bytes:
             raise _too_large(max_bytes)
-        event = await self._receive(client_s)
-        if not event.get("more_body"):
-            return _within(event.get("body", b""), max_bytes)
-        parts = bytearray(event.get("body", b""))
-        while event.get("more_body"):
-            event = await self._receive(client_s)
-            parts += event.get("body", b"")
-            _within(parts, max_bytes)
-        return bytes(parts)
+        try:
+            async with asyncio.timeout(client_s):
+                return await self._whole_body(max_bytes)
+        except TimeoutError as error:
+            self.reply.closes = True
+            raise ApiError(408, f"the body did not come within {client_s:g} s") from error
 
     async def json(self, max_bytes: int, client_s: float) -> Json:
         """The body, a JSON object.
@@ -113,12 +145,19 @@ class Visit:
             raise ApiError(400, "the body is not a JSON object", code="invalid_json")
         return cast("Json", value)
 
-    async def _receive(self, client_s: float) -> Any:
-        try:
-            async with asyncio.timeout(client_s):
-                event = await self.receive()
-        except TimeoutError as error:
-            raise ApiError(408, f"the body did not come within {client_s:g} s") from error
+    async def _whole_body(self, max_bytes: int) -> bytes:
+        event = await self._receive()
+        if not event.get("more_body"):
+            return _within(event.get("body", b""), max_bytes)
+        parts = bytearray(event.get("body", b""))
+        while event.get("more_body"):
+            event = await self._receive()
+            parts += event.get("body", b"")
+            _within(parts, max_bytes)
+        return bytes(parts)
+
+    async def _receive(self) -> Any:
+        event = await self.receive()
         if event["type"] == "http.disconnect":
             raise Gone
         return event

@@ -22,7 +22,6 @@ import httptools
 _IDLE_S = 2.0
 """Connections that were idle for longer are not used again: engines close theirs after 5 s."""
 _HIGH_BYTES = 256 * 2**10
-_NO_BODY = (204, 304)
 
 
 class WireError(Exception):
@@ -53,8 +52,9 @@ class Wire:
         host = f"[{self._host}]" if ":" in self._host else self._host
         own = (("host", f"{host}:{self._port}"), ("accept-encoding", "identity"), *headers)
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in own).encode("latin-1")
-        self._connect_s = connect_s
+        self.connect_s = connect_s
         self._idle: deque[tuple[float, _Connection]] = deque()
+        self._is_closed = False
         self._pending: set[_Connection] = set()
 
     async def get(self, path: bytes) -> Response:
@@ -82,10 +82,15 @@ class Wire:
         for connection in list(self._pending):
             connection.fail(error)
 
-    def close(self) -> None:
+    def drop_idle(self) -> None:
         """Close the connections that wait for work."""
         while self._idle:
             self._idle.pop()[1].abort()
+
+    def close(self) -> None:
+        """Close the connections that wait for work, and the others when theirs is done."""
+        self._is_closed = True
+        self.drop_idle()
 
     async def _send(
         self, method: bytes, path: bytes, body: bytes, headers: tuple[tuple[bytes, bytes], ...]
@@ -122,7 +127,7 @@ class Wire:
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_s):
+            async with asyncio.timeout(self.connect_s):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self._keep),
                     self._host,
@@ -130,7 +135,7 @@ class Wire:
                     ssl=self._ssl,
                 )
         except TimeoutError as error:
-            raise ConnectError(f"no connection within {self._connect_s:g} s") from error
+            raise ConnectError(f"no connection within {self.connect_s:g} s") from error
         except OSError as error:
             raise ConnectError(str(error) or type(error).__name__) from error
         return connection
@@ -139,7 +144,10 @@ class Wire:
         now = time.monotonic()
         while self._idle and now - self._idle[0][0] >= _IDLE_S:
             self._idle.popleft()[1].abort()
-        self._idle.append((now, connection))
+        if self._is_closed:
+            connection.abort()
+        else:
+            self._idle.append((now, connection))
 
 
 class Response:
@@ -199,6 +207,7 @@ class _Connection(asyncio.Protocol):
         self._parser: Any = None
         self._waiter: asyncio.Future[None] | None = None
         self._error: WireError | None = None
+        self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._chunks: list[bytes] = []
         self._size = 0
@@ -216,7 +225,7 @@ class _Connection(asyncio.Protocol):
         """Send a request and wait for the head of its response."""
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._chunks, self._size, self._num_bytes = {}, [], 0, 0
-        self._has_head = self._is_whole = False
+        self._has_head = self._is_whole = self._can_stay = False
         self._is_busy = True
         try:
             if self._error:
@@ -227,7 +236,7 @@ class _Connection(asyncio.Protocol):
         except BaseException:
             self.abort()
             raise
-        return Response(self, self._parser.get_status_code(), self._headers)
+        return Response(self, self._status, self._headers)
 
     async def next_bytes(self) -> bytes:
         """What `Response.next` gives."""
@@ -236,10 +245,7 @@ class _Connection(asyncio.Protocol):
                 return b""
             await self._wait()
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks, self._size = [], 0
-        if self._is_paused and not self._error:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._drop_chunks()
         return data
 
     def fail(self, error: WireError) -> None:
@@ -253,6 +259,7 @@ class _Connection(asyncio.Protocol):
         """Keep the connection for the next request, if this one's response is whole."""
         if self._is_whole and self.is_open and self._can_stay:
             self._is_busy = False
+            self._drop_chunks()
             self._keep(self)
         else:
             self.abort()
@@ -262,6 +269,12 @@ class _Connection(asyncio.Protocol):
         self.is_open = False
         if self._transport:
             self._transport.abort()
+
+    def _drop_chunks(self) -> None:
+        self._chunks, self._size = [], 0
+        if self._is_paused and self.is_open:
+            self._is_paused = False
+            self._transport.resume_reading()
 
     async def _wait(self) -> None:
         if self._error:
@@ -286,10 +299,12 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """What asyncio calls."""
         self.is_open = False
-        if self._has_head and not self._is_whole and exc is None and self._ends_by_closing():
-            self._is_whole = True
-        elif not self._error:
-            self._error = _ClosedError(str(exc) if exc else "the engine closed the connection")
+        self._parser = None  # it refers back
+        if not self._error:
+            if self._has_head and not self._is_whole and exc is None and self._ends_by_closing():
+                self._is_whole = True
+            else:
+                self._error = _ClosedError(str(exc) if exc else "the engine closed the connection")
         self._wake()
 
     def eof_received(self) -> None:
@@ -304,9 +319,15 @@ class _Connection(asyncio.Protocol):
         self._num_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(WireError(f"the engine sent no HTTP ({error})"))
+            self.abort()
         self._wake()
+
+    def on_message_begin(self) -> None:
+        """What the parser calls."""
+        if self._is_whole:
+            raise WireError("more than one response")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """What the parser calls."""
@@ -314,8 +335,11 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """What the parser calls."""
-        if self._parser.get_status_code() >= 200:  # 1xx are not the response
+        self._status = self._parser.get_status_code()
+        if self._status >= 200:
             self._has_head = True
+        else:  # not the response yet
+            self._headers = {}
 
     def on_body(self, body: bytes) -> None:
         """What the parser calls."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dialoop.core.errors import DialoopError
 from dialoop.gateway.app import App
@@ -35,6 +36,54 @@ _LINGER_S = 5.0
 """How long an idle connection may still bring a request when the worker is drained."""
 _LAG_S = 0.1
 _KEEP_ALIVE_S = 75
+_HEAD_S = 30.0
+_MAX_HEAD_BYTES = 64 * 2**10
+_LEARN_S = 2.0
+"""How long is waited for engines to tell what they serve, before anybody is told that it is not."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, which can be cut off, and whose requests' heads are bounded in size and time."""
+
+    _num_head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """What asyncio calls."""
+        super().connection_lost(exc)
+        self._end_head()
+
+    def on_message_begin(self) -> None:
+        """What the parser calls."""
+        super().on_message_begin()
+        self.scope["extensions"] = {"dialoop": {"abort": self.transport.abort}}
+        self._num_head_bytes = 0
+        self._head_timer = self.loop.call_later(_HEAD_S, self.transport.abort)
+
+    def on_url(self, url: bytes) -> None:
+        """What the parser calls."""
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """What the parser calls."""
+        self._count_head(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """What the parser calls."""
+        self._end_head()
+        super().on_headers_complete()
+
+    def _count_head(self, num_bytes: int) -> None:
+        self._num_head_bytes += num_bytes
+        if self._num_head_bytes > _MAX_HEAD_BYTES:
+            raise ValueError("the head of the request is too large")
+
+    def _end_head(self) -> None:
+        if self._head_timer:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 class Server(uvicorn.Server):
@@ -88,11 +137,12 @@ class Worker:
         """
         parts = await open_parts(self._job, self._folder)
         parts.pool.start()
+        await parts.pool.learn(_LEARN_S)
         self.app = App(parts)
         proxies = list(self._job.trusted_proxies)
         config = uvicorn.Config(
             self.app,
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -123,6 +173,7 @@ class Worker:
         old = self.app.parts
         new = await open_parts(job, self._folder, old)
         new.pool.start(old.pool)
+        await new.pool.learn(_LEARN_S)
         self.app.parts, self._job = new, job
         await old.pool.stop(new.pool)
 
