@@ -286,7 +286,8 @@ def test_all_that_is_kept_of_one_answer_costs_one_time_out(tmp_path: Path) -> No
             began = time.monotonic()
             made = await live.client.responses.create(model=MODEL, input="Hi", conversation=place)
             assert 0.5 <= time.monotonic() - began < 1
-            assert live.history.num_waiting == 2
+            page = (await live.http.get("/metrics")).text
+            assert "dialoop_gateway_history_waiting 2.0" in page
         await until(lambda: live.history.num_waiting == 0)
         assert (await live.client.responses.retrieve(made.id)).output_text == "Hello there"
         assert len(await kept(live, place)) == 2

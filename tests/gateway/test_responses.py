@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from tests.gateway.scripted import CUT, MODEL, Live, chunk, says, with_gateway
 
 from dialoop.gateway.guard import Blocked
@@ -457,3 +457,39 @@ def test_a_filtered_answer_is_told_and_kept_as_far_as_it_passed(tmp_path: Path) 
         assert (last["status"], last["content"][0]["text"]) == ("incomplete", "Hello the")
 
     with_gateway(tmp_path, work, guard="tests.gateway.test_responses:StopGuard")
+
+
+class Order(BaseModel):
+    """What the official client parses an answer into."""
+
+    paid: bool
+
+
+def test_the_official_client_gathers_and_parses_streams(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        live.engine.script = says('{"paid": true}')
+        asked: Any = {"model": MODEL, "input": "Hi", "text_format": Order}
+        async with live.client.responses.stream(**asked) as events:
+            names = [event.type async for event in events]
+            found = await events.get_final_response()
+        assert names[-1] == "response.completed"
+        assert found.output_parsed == Order(paid=True)
+        assert found.output_text == '{"paid": true}'
+        form = live.engine.asked[-1]["response_format"]["json_schema"]
+        assert (form["name"], form["strict"]) == ("Order", True)
+        parsed = await live.client.responses.parse(**asked)
+        assert parsed.output_parsed == Order(paid=True)
+        call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": '{"k": 1}'}}
+        live.engine.script = [chunk(tool_calls=[call]), chunk("tool_calls")]
+        tools: Any = [LOOK]
+        async with live.client.responses.stream(model=MODEL, input="Hi", tools=tools) as events:
+            snapshots = [
+                event.snapshot
+                async for event in events
+                if event.type == "response.function_call_arguments.delta"
+            ]
+            final: Any = (await events.get_final_response()).output[0]
+        assert snapshots == ['{"k": 1}']
+        assert (final.call_id, final.name, final.arguments) == ("c", "look", '{"k": 1}')
+
+    with_gateway(tmp_path, work)
