@@ -252,6 +252,8 @@ class Parent:
         try:
             async with asyncio.timeout(_START_S):
                 line = await child.reader.readline()
+        except ConnectionError:
+            line = b""
         except TimeoutError:
             child.process.kill()
             return {"failed": f"worker {child.index} was not ready within {_START_S:.0f} s"}
