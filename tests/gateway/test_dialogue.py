@@ -33,7 +33,7 @@ async def kept(live: Live, place: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def test_what_was_said_goes_before_what_is_said(tmp_path: Path) -> None:
+def test_what_was_said_goes_before_what_is_said(tmp_path: Path, url: str) -> None:
     async def work(live: Live) -> None:
         system: Any = {"type": "message", "role": "system", "content": "Be short"}
         place = (await live.client.conversations.create(items=[system])).id
@@ -51,7 +51,7 @@ def test_what_was_said_goes_before_what_is_said(tmp_path: Path) -> None:
         last = [("user", "completed", "Bye"), done[1]]
         assert await kept(live, place) == [("system", "completed", "Be short"), *done, *done, *last]
 
-    with_gateway(tmp_path, work)
+    with_gateway(tmp_path, work, database=url)
 
 
 def test_calls_images_and_results_come_back_as_they_were_said(tmp_path: Path) -> None:
@@ -194,6 +194,25 @@ def test_pins_are_sent_where_the_window_is_known(tmp_path: Path) -> None:
     with_gateway(tmp_path, work, models=models)
 
 
+def test_only_dialogues_that_may_not_fit_are_measured(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        async def told(content: Any, **more: Any) -> str | None:
+            message: Any = {"role": "user", "content": content}
+            raw = await live.client.chat.completions.with_raw_response.create(
+                model=MODEL, messages=[message], extra_body=more
+            )
+            return raw.headers.get("x-dialoop-context")
+
+        assert await told("Hi") is None
+        assert await told("Hi", max_tokens=1500) is not None
+        assert await told("x" * 1000) is not None
+        assert await told("\u4f60" * 350) is not None
+        assert await told([{"type": "text", "text": "Hi"}]) is not None
+
+    models = {MODEL: {"versions": [{"model": MODEL}], "context": {"window_tokens": 2000}}}
+    with_gateway(tmp_path, work, models=models)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_frozen_database_costs_its_time_out_and_loses_nothing(
     tmp_path: Path, *, stream: bool
@@ -232,12 +251,47 @@ def test_a_database_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
         raw = await live.client.chat.completions.with_raw_response.create(
             model=MODEL, messages=HELLO, extra_body={"conversation": place}
         )
-        assert raw.headers.get_list("x-dialoop-history")[0] == "lost"
+        assert raw.headers.get_list("x-dialoop-history") == ["lost"]
         assert raw.parse().choices[0].message.content == "Hello there"
         await until(lambda: live.history.num_waiting == 0)
         assert [item[0] for item in await kept(live, place)] == ["user", "assistant"]
 
     with_gateway(tmp_path, work)
+
+
+def test_all_that_is_kept_of_one_answer_costs_one_time_out(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        place = (await live.client.conversations.create()).id
+        async with live.worker.app.parts.database._writer:
+            began = time.monotonic()
+            made = await live.client.responses.create(model=MODEL, input="Hi", conversation=place)
+            assert 0.5 <= time.monotonic() - began < 1
+            assert live.history.num_waiting == 2
+        await until(lambda: live.history.num_waiting == 0)
+        assert (await live.client.responses.retrieve(made.id)).output_text == "Hello there"
+        assert len(await kept(live, place)) == 2
+
+    with_gateway(tmp_path, work, database_s=0.5)
+
+
+def test_what_is_being_written_when_the_client_goes_away_is_kept(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        place = (await live.client.conversations.create()).id
+        async with live.worker.app.parts.database._writer:
+            stream = await talk(live, place, stream=True)
+            async for one in stream:
+                if one.choices[0].finish_reason:
+                    break
+            await stream.close()
+            await until(lambda: live.worker.app.num_open == 0)
+            assert live.history.num_waiting == 1
+        await until(lambda: live.history.num_waiting == 0)
+        assert await kept(live, place) == [
+            ("user", "completed", "Hi"),
+            ("assistant", "completed", "Hello there"),
+        ]
+
+    with_gateway(tmp_path, work, database_s=5.0)
 
 
 def test_writes_are_tried_in_order_within_bounds() -> None:

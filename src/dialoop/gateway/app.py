@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from dialoop.core.errors import DialoopError
-from dialoop.gateway import feedback, tracing
+from dialoop.gateway import feedback, moderations, tracing
 from dialoop.gateway.completions import KINDS, Completions
 from dialoop.gateway.conversations import ConversationsApi
 from dialoop.gateway.responses import ResponsesApi
+from dialoop.gateway.tokens import TokensApi
 from dialoop.gateway.visit import GatewayReply, Visit
 from dialoop.serve.failure import ApiError, from_error
 from dialoop.serve.http import Gone
@@ -53,8 +54,10 @@ class App:
         for method, path, handler in (
             *ConversationsApi(self).routes(),
             *ResponsesApi(self).routes(),
+            *TokensApi(self).routes(),
         ):
             self.route(method, path, handler)
+        self.route("POST", "/v1/moderations", lambda visit: moderations.moderate(self, visit))
         self.route("POST", "/v1/context", self.completions.context)
         self.route("POST", "/v1/feedback", lambda visit: feedback.put(self, visit))
         self.route("GET", "/v1/models", self._models)

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
 _MAX_TRACES = 20_000
+_BATCH = 50
+"""Traces that are written at once: the loop is held for so long."""
 _PRUNE_EVERY_S = 3600.0
 
 
@@ -143,10 +145,14 @@ class Books:
             raise
         await self._learn(table)
         traces = Traces(database)
-        batch = list(self._traces)
-        await traces.add(batch)
-        for _ in batch:
-            self._traces.popleft()
+        while self._traces:
+            batch = [self._traces.popleft() for _ in range(min(_BATCH, len(self._traces)))]
+            try:
+                await traces.add(batch)
+            except BaseException:
+                self._traces.extendleft(reversed(batch))
+                raise
+            await asyncio.sleep(0)  # requests first
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY_S:
             self._pruned_at = time.monotonic()
             await Responses(database).prune()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from dialoop.gateway import ask, dialogue
+from dialoop.gateway import ask, dialogue, vectors
 from dialoop.gateway.cache import replay
 from dialoop.gateway.call import Call, as_object
 from dialoop.gateway.filtered import Filter
@@ -151,6 +151,8 @@ class Completions:
         found["model"] = name
         if call.kind == "chat":
             has_changed |= _completed(found)
+        elif call.body.get("encoding_format") == "base64":
+            has_changed |= vectors.encode(found)
         if parts.guard:
             passing = Filter(parts.guard)
             passing.whole(found)

@@ -73,6 +73,12 @@ class Contexts:
             self._made[key] = ContextManager(policy, counter_for(policy, template, window))
         return self._made[key]
 
+    def window(self, model: Model) -> int | None:
+        """Tokens that a model has for prompt and answer, as far as that is known."""
+        entry, template = self._entries.get(model.name), self._templates.get(model.name)
+        own = template.tokenizer.max_length if template else None
+        return (entry.context.window_tokens if entry else None) or _window(model) or own
+
     def strategy(self, model: Model) -> Strategy:
         """What a model's policy does with a dialogue that is too long."""
         entry = self._entries.get(model.name)

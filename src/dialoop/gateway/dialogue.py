@@ -58,11 +58,17 @@ class Turn:
     """What was delivered of the answer."""
     is_over: bool = False
     """Whether it was kept, or is not to be."""
+    is_lost: bool = False
+    """Whether what was said before could not be read."""
 
     async def keep(self, reply: Sequence[Json]) -> bool:
         """Append the request and its answer; false where that is still to be done."""
         self.is_over = True
-        return await self.history.write(self._write([*self.new, *reply]))
+        write = self._write([*self.new, *reply])
+        if self.is_lost:  # the database has cost its time-out already
+            self.history.later(write)
+            return False
+        return await self.history.write(write)
 
     def leave(self, reason: str) -> None:
         """The request ended early: keep what there is, behind its back."""
@@ -128,6 +134,7 @@ async def prepare(
         visit.notes["conversation"] = place
         if found := await _recent(visit, place, parts):
             before, pins = found.items, [*found.pins, *pins]
+        turn.is_lost = found is None
     messages = _joined(items.to_messages(before), body["messages"])
     body = body | {"messages": await _planned(visit, call, messages, pins, parts, form)}
     call.body["messages"] = body["messages"]

@@ -96,12 +96,18 @@ class History:
         return found.and_then(late)
 
     async def write(self, write: Write) -> bool:
-        """Write now; false where it could not be, and is tried again behind the request's back."""
-        if any(other.place == write.place and other.items for other in self._waiting):
-            self.later(write)  # in order
+        """Write now; false where it could not be, and is tried again behind the request's back.
+
+        Where others wait already the database is not asked: it would cost one more time-out.
+        """
+        if self._waiting:
+            self.later(write)
             return False
         try:
             await self._do(write)
+        except asyncio.CancelledError:  # what was written by then is not written twice
+            self.later(write)
+            raise
         except DialoopError as error:
             log.warning("what was said waits to be written: %s", error)
             self.later(write)

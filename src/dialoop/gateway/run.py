@@ -141,9 +141,9 @@ class Parent:
             with listening:
                 await self._make_first_key()
                 await self._start(listening)
-                desk.open()
-                if has_old:
+                if has_old:  # before the desk opens, or the order would come to ourselves
                     await asyncio.to_thread(control.ask, port, {"do": "drain"})
+                desk.open()
                 self._emit(Stage(f"serving at {self._url}"))
                 self._emit(Note(f"{self._job.workers} workers; Ctrl-C lets open requests end"))
                 await self._stopping.wait()
@@ -252,6 +252,8 @@ class Parent:
         try:
             async with asyncio.timeout(_START_S):
                 line = await child.reader.readline()
+        except ConnectionError:
+            line = b""
         except TimeoutError:
             child.process.kill()
             return {"failed": f"worker {child.index} was not ready within {_START_S:.0f} s"}

@@ -53,7 +53,9 @@ class Telling:
         completion: Json = found or orjson.loads(data)
         if self._form:
             data = self._form.whole(completion)
-        if not await self._keep(completion["choices"][0]):
+        is_kept = await self._keep(completion["choices"][0])
+        if not is_kept and "history" not in visit.notes:
+            visit.notes["history"] = "late"
             visit.reply.more.append(_LATE)
         return data
 
@@ -97,7 +99,7 @@ class Telling:
         else:
             is_kept = await self._keep(self.gathered.choice() if self.gathered else {})
         if not is_kept:
-            visit.notes["history"] = "late"
+            visit.notes.setdefault("history", "late")
         return last + _END
 
     def leave(self, error: BaseException) -> None:
@@ -111,10 +113,12 @@ class Telling:
 
     async def _keep(self, choice: Json) -> bool:
         """Whether all is kept that is to be."""
-        is_kept = await self._form.keep() if self._form else True
+        is_kept = True
         if self._turn:
             reply = self._form.reply if self._form else _reply(choice)
-            is_kept &= await self._turn.keep(reply)
+            is_kept = await self._turn.keep(reply)
+        if self._form:
+            is_kept &= await self._form.keep()
         return is_kept
 
 

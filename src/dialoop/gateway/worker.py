@@ -8,6 +8,7 @@ under way, asks the clients of kept connections to come again (`connection: clos
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -271,13 +272,19 @@ async def _main(listening: socket.socket, parent: socket.socket, folder: Path) -
         return
     tell(ready=True)
 
+    # what has been made so far stays: collections need not look at it, nor come for every request
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
     async def listen() -> None:
-        while line := await reader.readline():
-            try:
-                await worker.reload(GatewayJob.model_validate_json(line))
-                tell(reloaded=True)
-            except DialoopError as error:
-                tell(failed=Exception.__str__(error), hint=error.hint, code=error.exit_code)
+        with suppress(ConnectionError):
+            while line := await reader.readline():
+                try:
+                    await worker.reload(GatewayJob.model_validate_json(line))
+                    tell(reloaded=True)
+                except DialoopError as error:
+                    tell(failed=Exception.__str__(error), hint=error.hint, code=error.exit_code)
         stopping.set()  # the parent has died
 
     listening_to = asyncio.create_task(listen())
