@@ -16,7 +16,8 @@ def serving(answer: Callable[[str, Json], Any], *, wait_s: float = 0.0) -> Gener
     """Serve for the length of the block and give the address.
 
     Args:
-        answer: of the path and the body, the reply: an object, or the pieces of a stream.
+        answer: of the path and the body, the reply: an object, the pieces of a stream, or a
+            status with or without words.
         wait_s: before each piece.
     """
 
@@ -26,6 +27,9 @@ def serving(answer: Callable[[str, Json], Any], *, wait_s: float = 0.0) -> Gener
             reply = answer(self.path, body)
             if isinstance(reply, int):
                 self.send_error(reply)
+                return
+            if isinstance(reply, tuple):
+                self.send_error(*reply)
                 return
             self.send_response(200)
             self.end_headers()

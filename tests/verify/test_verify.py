@@ -145,6 +145,8 @@ class Server:
             return {"choices": [{"text": self.folder._text(self.folder._greedy(ids))}]}
         if body.get("tools") and self.ways.get("no_tools"):
             return 400
+        if self.ways.get("chosen_only") and "top_logprobs" in body:
+            return 400, "top_logprobs are not told"
         ids = self.ids(body)
         answer = self.folder._greedy(ids)
         reply = said(self.folder._text(answer))
@@ -226,6 +228,11 @@ def test_what_a_server_does_not_do_is_said(folder: Path) -> None:
     notes = [event.text for event in events if isinstance(event, Note)]
     assert sum("not asked: " in note for note in notes) == 2
     assert any("tells no log-probabilities" in note for note in notes)
+
+
+def test_a_server_that_tells_the_chosen_token_alone_is_compared_by_it(folder: Path) -> None:
+    (form,) = served(folder, chosen_only=True).forms
+    assert form.worst_nats == pytest.approx(0, abs=1e-5)
 
 
 def test_dialogues_of_ones_own(folder: Path, tmp_path: Path) -> None:

@@ -89,12 +89,12 @@ class Served:
     def _ask(self, asked: Json) -> Json:
         """One answer, with log-probabilities where the server tells them."""
         body = asked | {"temperature": 0, "max_tokens": self.max_new_tokens}
-        told = {"logprobs": True, "top_logprobs": 5}
-        try:
-            return self.endpoint.post("chat/completions", body | told)
-        except UserError as error:
-            if "logprobs" not in str(error.args[0]):
-                raise
+        for told in ({"logprobs": True, "top_logprobs": 5}, {"logprobs": True}):
+            try:
+                return self.endpoint.post("chat/completions", body | told)
+            except UserError as error:
+                if "logprobs" not in str(error.args[0]):
+                    raise
         return self.endpoint.post("chat/completions", body)
 
     def _tokenized(self, asked: Json) -> list[int] | None:
