@@ -124,8 +124,7 @@ class App:
         # only what may stand in a header and a log line is taken over
         named = given.decode("ascii", "replace") if 0 < len(given) <= 128 else ""
         name = named if named.isascii() and named.isprintable() and named else uuid.uuid4().hex
-        client_s = self.parts.job.patience.client_s
-        reply = GatewayReply(send, name, client_s, scope["extensions"]["dialoop"]["abort"])
+        reply = GatewayReply(send, name)
         reply.closes = self.is_draining
         reply.more = self._cors(scope)
         parent = next((v for k, v in scope["headers"] if k == b"traceparent"), b"")

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
-_MAX_TRACES = 20_000
-_BATCH = 50
-"""Traces that are written at once: the loop is held for so long."""
+_MAX_TRACES = 10_000
+_BATCH = 250
+"""Traces that are written at once: the loop is held for some milliseconds."""
 _PRUNE_EVERY_S = 3600.0
 
 
@@ -50,7 +50,7 @@ class Books:
         self.quotas = QuotaBook()
         self._traces: deque[Trace] = deque()
         self._exporter = tracing.Exporter(settings) if settings.otlp_endpoint else None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._has_failed = False
         self._pruned_at = time.monotonic()
         self.num_lost = 0
@@ -58,14 +58,16 @@ class Books:
 
     def start(self) -> None:
         """Write from now on."""
-        self._task = asyncio.create_task(self._write_always())
+        self._tasks = [asyncio.create_task(self._write_always())]
+        if self._access:
+            self._tasks.append(asyncio.create_task(self._log_always(self._access)))
 
     async def close(self) -> None:
         """Write what is left, and stop."""
-        if self._task:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._task
+                await task
         await self.flush()
         if self._exporter:
             self._exporter.close()
@@ -170,6 +172,12 @@ class Books:
             self.quotas.learn(
                 key_id, day, _tokens(of_day.get(key_id)), _tokens(of_month.get(key_id))
             )
+
+    async def _log_always(self, access: tracing.AccessLog) -> None:
+        """Lines wait for no database."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            access.flush()
 
     async def _write_always(self) -> None:
         while True:
