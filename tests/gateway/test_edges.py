@@ -241,10 +241,10 @@ def test_state_is_told_without_a_key(tmp_path: Path) -> None:
 
 def test_without_an_engine_it_is_alive_and_not_ready(tmp_path: Path) -> None:
     async def work(live: Live) -> None:
-        for _ in range(100):
-            if (found := await live.http.get("/ready")).status_code == 503:
-                break
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while (found := await live.http.get("/ready")).status_code == 200:
+                await asyncio.sleep(0.05)
+        assert found.status_code == 503
         assert found.json()["error"]["code"] == "engine_unavailable"
         assert (await live.http.get("/live")).status_code == 200
 

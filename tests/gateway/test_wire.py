@@ -327,13 +327,13 @@ async def test_connections_leave_no_cycles_behind():
                 await found.read(9)
         await asyncio.sleep(0.05)
         gc.collect()
-        others = {id(one) for one in gc.get_objects() if isinstance(one, _Connection)}
+        others = {id(one) for one in gc.get_objects() if type(one) is _Connection}
         gc.disable()
         for _ in range(20):
             with closing(await wire.post(b"/x", b"{}")) as last:
                 await last.read(9)
             del last
         await asyncio.sleep(0.05)
-        left = [one for one in gc.get_objects() if isinstance(one, _Connection)]
+        left = [one for one in gc.get_objects() if type(one) is _Connection]
         gc.enable()
         assert not [one for one in left if id(one) not in others]

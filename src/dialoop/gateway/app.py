@@ -124,8 +124,7 @@ class App:
         # only what may stand in a header and a log line is taken over
         named = given.decode("ascii", "replace") if 0 < len(given) <= 128 else ""
         name = named if named.isascii() and named.isprintable() and named else uuid.uuid4().hex
-        client_s = self.parts.job.patience.client_s
-        reply = GatewayReply(send, name, client_s, scope["extensions"]["dialoop"]["abort"])
+        reply = GatewayReply(send, name)
         reply.closes = self.is_draining
         reply.more = self._cors(scope)
         parent = next((v for k, v in scope["headers"] if k == b"traceparent"), b"")
@@ -214,5 +213,5 @@ class App:
 
     async def _metrics(self, visit: Visit) -> None:
         parts = self.parts
-        page = parts.metrics.text(parts.pool.engines, parts.pool.num_waiting)
+        page = parts.metrics.text(parts.pool.engines, parts.pool.num_waiting, parts.stores.history)
         await visit.reply.bytes(page, b"text/plain; version=0.0.4; charset=utf-8")

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
-_MAX_TRACES = 20_000
-_BATCH = 50
-"""Traces that are written at once: the loop is held for so long."""
+_MAX_TRACES = 10_000
+_BATCH = 250
+"""Traces that are written at once: the loop is held for some milliseconds."""
 _PRUNE_EVERY_S = 3600.0
 
 
@@ -61,6 +61,8 @@ class Books:
     def start(self) -> None:
         """Write from now on."""
         self._tasks = [asyncio.create_task(self._always(self.flush))]
+        if self._access:
+            self._tasks.append(asyncio.create_task(self._log_always(self._access)))
         if self._exporter:  # by itself: a collector that hangs holds nothing else up
             self._tasks.append(asyncio.create_task(self._always(self._exporter.flush)))
 
@@ -177,6 +179,12 @@ class Books:
             self.quotas.learn(
                 key_id, day, _tokens(of_day.get(key_id)), _tokens(of_month.get(key_id))
             )
+
+    async def _log_always(self, access: tracing.AccessLog) -> None:
+        """Lines wait for no database."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            access.flush()
 
     async def _always(self, flush: Callable[[], Awaitable[None]]) -> None:
         while True:

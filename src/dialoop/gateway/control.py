@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 _MAX_BYTES = 2**24
+_ORDER_S = 5.0
+"""How long an order may take to come, before others are listened to."""
 
 
 def path(port: int) -> Path:
@@ -122,17 +124,18 @@ class Desk:
             client, _ = await loop.sock_accept(line)
             with client:
                 client.setblocking(False)
-                with suppress(OSError, ValueError):
+                with suppress(OSError, ValueError):  # a time-out is an OSError
                     await self._one(client)
 
     async def _one(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         data = b""
-        while not data.endswith(b"\n") and len(data) < _MAX_BYTES:
-            more = await loop.sock_recv(client, 2**20)
-            if not more:
-                return
-            data += more
+        async with asyncio.timeout(_ORDER_S):
+            while not data.endswith(b"\n") and len(data) < _MAX_BYTES:
+                more = await loop.sock_recv(client, 2**20)
+                if not more:
+                    return
+                data += more
         order = json.loads(data)
         answer = await self._obey(order)
         if order.get("do") == "drain":

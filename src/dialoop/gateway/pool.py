@@ -171,7 +171,7 @@ class Pool:
 
         Raises:
             NoEngineError: none is left.
-            ApiError: the line is full, or the wait was too long: status 429.
+            ApiError: the line is full, or the wait was too long: status 429, or 504 at `limit`.
         """
         key = self._random.getrandbits(32) if key is None else key
         self._serve_line(model)
@@ -179,16 +179,18 @@ class Pool:
             return found
         if len(self._line) >= self._job.sizes.max_waiting:
             raise _busy("too many requests wait already")
-        limit = min(limit, time.monotonic() + self._job.patience.queue_s)
+        patient_until = time.monotonic() + self._job.patience.queue_s
         place = _Place(self, model, key, tried, asyncio.get_running_loop().create_future())
         self._line.append(place)
         try:
-            while (left := limit - time.monotonic()) > 0:
+            while (left := min(limit, patient_until) - time.monotonic()) > 0:
                 await asyncio.wait((place.lease,), timeout=min(left, _LOOK_S))
                 if not place.lease.done():  # engines come and go, so it is asked in between
                     place.look()
                 if place.lease.done():
                     return await place.lease
+            if limit < patient_until:
+                raise ApiError(504, "no engine was free in time", code="engine_stalled")
             raise _busy(f"no engine was free within {self._job.patience.queue_s:g} s")
         except asyncio.CancelledError:
             if place.lease.done() and not place.lease.exception():

@@ -120,6 +120,8 @@ class Parent:
         self._children: dict[int, _Child] = {}
         self._stopping = asyncio.Event()
         self._hard = asyncio.Event()
+        self._changing = asyncio.Lock()
+        """Held while a worker starts or all take over a configuration, so that none misses it."""
         self._restarts = 0
         self._url = ""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,6 +133,7 @@ class Parent:
         began = time.monotonic()
         listening, has_old = self._listen()
         port = listening.getsockname()[1]
+        self._job = self._job.model_copy(update={"port": port})
         scheme = "https" if self._job.tls_certificate else "http"
         host = "127.0.0.1" if self._job.host in ("0.0.0.0", "::") else self._job.host  # noqa: S104
         self._url = f"{scheme}://{host}:{port}/v1"
@@ -142,7 +145,8 @@ class Parent:
                 await self._make_first_key()
                 await self._start(listening)
                 if has_old:  # before the desk opens, or the order would come to ourselves
-                    await asyncio.to_thread(control.ask, port, {"do": "drain"})
+                    with suppress(UserError, UpstreamError):  # it may have ended by itself
+                        await asyncio.to_thread(control.ask, port, {"do": "drain"})
                 desk.open()
                 self._emit(Stage(f"serving at {self._url}"))
                 self._emit(Note(f"{self._job.workers} workers; Ctrl-C lets open requests end"))
@@ -193,6 +197,11 @@ class Parent:
             raise
 
     async def _spawn(self, index: int, listening: socket.socket) -> None:
+        async with self._changing:
+            if not self._stopping.is_set():
+                await self._spawn_now(index, listening)
+
+    async def _spawn_now(self, index: int, listening: socket.socket) -> None:
         ours, theirs = socket.socketpair()
         # by port, so that a successor goes on counting where its predecessor stopped
         shared = control.path(listening.getsockname()[1]).with_suffix(".shared")
@@ -209,12 +218,15 @@ class Parent:
         self._send(child, self._job)
         answer = await self._answer_of(child)
         if "failed" in answer:
+            writer.close()
             await process.wait()
             kinds = {2: UserError, 3: MachineError}
             raise kinds.get(answer.get("code", 4), UpstreamError)(
                 answer["failed"], hint=answer.get("hint")
             )
         self._children[index] = child
+        if self._stopping.is_set():
+            process.terminate()
         task = asyncio.create_task(self._keep(child, listening))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -293,13 +305,22 @@ class Parent:
                 "failed": f"{fixed[0]}: a running gateway does not change it",
                 "hint": "start a new one with `--replace`, which takes over without a gap",
             }
-        for child in list(self._children.values()):
-            self._send(child, new)
-            answer = await self._answer_of(child)
-            if "failed" in answer:
-                return answer
-        self._job = new
+        async with self._changing:
+            children = list(self._children.values())
+            for number, child in enumerate(children):
+                answer = await self._give(child, new)
+                if "failed" in answer:
+                    for other in children[:number]:
+                        await self._give(other, old)
+                    return answer
+            self._job = new
         return {"changed": changed}
+
+    async def _give(self, child: _Child, job: GatewayJob) -> Json:
+        """Have a worker take over a configuration; one that has died gets it when it is back."""
+        self._send(child, job)
+        answer = await self._answer_of(child)
+        return {} if child.reader.at_eof() else answer
 
     def _ask_to_stop(self) -> None:
         (self._hard if self._stopping.is_set() else self._stopping).set()
@@ -318,7 +339,8 @@ class Parent:
                 process.kill()
         await waiting
         hard.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _plain(job: GatewayJob) -> Json:

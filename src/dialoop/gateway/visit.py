@@ -14,7 +14,6 @@ from dialoop.serve.failure import ApiError
 from dialoop.serve.http import Gone, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
     from types import TracebackType
 
     from dialoop.gateway.call import Call, Json
@@ -26,20 +25,10 @@ CLIENT_GONE = 499
 
 
 class GatewayReply(Reply):
-    """A response whose further headers are collected until it begins.
+    """A response whose further headers are collected until it begins."""
 
-    Args:
-        send: ASGI's.
-        request_id: told to the client in a header.
-        client_s: the longest that the client may take for what is sent.
-        abort: closes the connection with all that it did not take.
-    """
-
-    def __init__(
-        self, send: Send, request_id: str, client_s: float, abort: Callable[[], None]
-    ) -> None:
-        super().__init__(self._patiently, request_id)
-        self._to_client, self._client_s, self._abort = send, client_s, abort
+    def __init__(self, send: Send, request_id: str) -> None:
+        super().__init__(send, request_id)
         self.more: list[tuple[bytes, bytes]] = []
         self.closes = False
         """Whether the connection ends with this response."""
@@ -51,19 +40,6 @@ class GatewayReply(Reply):
             return
         await self.event(error.body())
         await self.end(frame(DONE))
-
-    async def _patiently(self, message: MutableMapping[str, Any]) -> None:
-        """Send what the client takes within its time.
-
-        Raises:
-            Gone: it does not.
-        """
-        try:
-            async with asyncio.timeout(self._client_s):
-                await self._to_client(message)
-        except TimeoutError:
-            self._abort()
-            raise Gone from None
 
     async def _start(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         last = ((b"connection", b"close"),) if self.closes else ()

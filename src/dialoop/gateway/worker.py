@@ -17,7 +17,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 import uvloop
@@ -44,20 +44,38 @@ _LEARN_S = 2.0
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, which can be cut off, and whose requests' heads are bounded in size and time."""
+    """uvicorn's, with a limit on how long clients take, and on the heads of their requests."""
 
     _num_head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _taking_timer: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """What asyncio calls."""
         super().connection_lost(exc)
         self._end_head()
+        self._end_taking()
+
+    def pause_writing(self) -> None:
+        """What asyncio calls."""
+        super().pause_writing()
+        self._expect_taking()
+
+    def resume_writing(self) -> None:
+        """What asyncio calls."""
+        super().resume_writing()
+        self._end_taking()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """What its timer calls; a client that has not even read its answer gets no time for it."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
 
     def on_message_begin(self) -> None:
         """What the parser calls."""
         super().on_message_begin()
-        self.scope["extensions"] = {"dialoop": {"abort": self.transport.abort}}
         self._num_head_bytes = 0
         self._head_timer = self.loop.call_later(_HEAD_S, self.transport.abort)
 
@@ -81,6 +99,24 @@ class Connection(HttpToolsProtocol):
         if self._num_head_bytes > _MAX_HEAD_BYTES:
             raise ValueError("the head of the request is too large")
 
+    def _expect_taking(self) -> None:
+        """Cut the client off when it takes nothing for too long of what waits for it."""
+        left = self.transport.get_write_buffer_size()
+        app = cast("App", self.config.app)
+        client_s = app.parts.job.patience.client_s
+        self._taking_timer = self.loop.call_later(client_s, self._look_at_taking, left)
+
+    def _look_at_taking(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._expect_taking()
+        else:
+            self.transport.abort()
+
+    def _end_taking(self) -> None:
+        if self._taking_timer:
+            self._taking_timer.cancel()
+            self._taking_timer = None
+
     def _end_head(self) -> None:
         if self._head_timer:
             self._head_timer.cancel()
@@ -101,15 +137,17 @@ class Server(uvicorn.Server):
             server.close()
 
     async def empty(self, limit_s: float) -> None:
-        """Wait until no connection is left; idle ones are closed after a while."""
+        """Wait till no connection is left: idle ones are closed after a while, all at the limit."""
         began = time.monotonic()
         connections: set[Any] = self.server_state.connections
         while connections and time.monotonic() - began < limit_s:
             if time.monotonic() - began > _LINGER_S:
                 for one in list(connections):
                     if one.cycle is None or one.cycle.response_complete:
-                        one.transport.close()
+                        one.timeout_keep_alive_handler()
             await asyncio.sleep(0.05)
+        for one in list(connections):
+            one.transport.abort()
 
 
 class Worker:
@@ -193,6 +231,7 @@ class Worker:
         if self._serving:
             with suppress(asyncio.CancelledError):
                 await self._serving
+        await self.server.empty(0)
         await self.app.parts.close()
 
     async def _measure_lag(self) -> None:
@@ -236,7 +275,7 @@ async def _main(listening: socket.socket, parent: socket.socket, folder: Path) -
     # what has been made so far stays: collections need not look at it, nor come for every request
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(5_000, 10, 10)
 
     async def listen() -> None:
         with suppress(ConnectionError):
