@@ -145,9 +145,11 @@ class Live:
 
 
 @asynccontextmanager
-async def gateway(folder: Path, **settings: Any) -> AsyncIterator[Live]:
+async def gateway(
+    folder: Path, engine: Engine | None = None, **settings: Any
+) -> AsyncIterator[Live]:
     """A worker before one scripted engine, and clients of it."""
-    engine = Engine()
+    engine = engine or Engine()
     server = await asyncio.start_server(engine.answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     job = GatewayJob(

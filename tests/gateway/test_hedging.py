@@ -122,6 +122,7 @@ def test_a_client_that_goes_away_stops_both(tmp_path: Path) -> None:
 def test_usage_and_trace_are_the_winner_s(tmp_path: Path) -> None:
     async def work(live: Live, a: FakeEngine, b: FakeEngine) -> None:
         a.behave("freeze")
+        b.behave(chunk_s=0.005)
         answer = await live.http.post(
             "/v1/chat/completions",
             json={"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "Hi"}]},

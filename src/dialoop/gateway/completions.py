@@ -125,8 +125,7 @@ class Completions:
         telling: Telling,
     ) -> None:
         """An answer that was given before."""
-        visit.reply.more.append((b"x-dialoop-cache", b"hit"))
-        visit.notes["cache"] = "hit"
+        visit.reply.more.append((b"x-dialoop-cache", visit.notes["cache"].encode()))
         name, created = f"chatcmpl-{visit.id[:24]}", int(time.time())
         there.over()
         if not call.is_stream:

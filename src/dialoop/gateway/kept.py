@@ -11,6 +11,7 @@ from dialoop.gateway.cache.key import Origin, cache_key, is_cacheable, is_storab
 from dialoop.serve.failure import bad
 
 if TYPE_CHECKING:
+    from dialoop.gateway.cache.semantic import Lookup
     from dialoop.gateway.call import Call, Json
     from dialoop.gateway.parts import Parts
     from dialoop.gateway.visit import Visit
@@ -23,6 +24,8 @@ class Kept:
     key: bytes
     value: bytes | None
     """The answer, where there is one."""
+    asked: Lookup | None = None
+    """The place by meaning."""
 
     @classmethod
     async def look(cls, visit: Visit, call: Call, body: Json, parts: Parts) -> Self | None:
@@ -54,15 +57,23 @@ class Kept:
             policy=parts.guard.policy if parts.guard else "",
         )
         key = cache_key(origin, call.body)
-        value = await cache.get(key)
-        parts.metrics.cache.labels("hit" if value else "miss").inc()
-        return cls(key, value)
+        value, result, asked = await cache.get(key), "hit", None
+        if value is None and call.kind == "chat" and parts.stores.similar:
+            asked = await parts.stores.similar.get(origin, call.body)
+            value, result = asked.value if asked else None, "similar"
+        parts.metrics.cache.labels(result if value else "miss").inc()
+        if value:
+            visit.notes["cache"] = result
+        return cls(key, value, asked)
 
     async def put(self, found: Json, call: Call, parts: Parts) -> None:
         """Keep a whole answer of the model that was asked for; others are no answer to keep."""
         cache = parts.stores.cache
         if cache and call.served is call.model and is_storable(found):
-            await cache.put(self.key, orjson.dumps(found), parts.job.cache.ttl_s)
+            value, ttl_s = orjson.dumps(found), parts.job.cache.ttl_s
+            await cache.put(self.key, value, ttl_s)
+            if self.asked and parts.stores.similar:
+                parts.stores.similar.put(self.asked, value, ttl_s)
 
 
 def _release(call: Call) -> str:

@@ -25,6 +25,7 @@ from dialoop.gateway.metrics import GatewayMetrics
 from dialoop.gateway.pool import Pool
 from dialoop.gateway.redis_client import RedisClient
 from dialoop.gateway.relay import Relay
+from dialoop.gateway.similar import Similar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -50,6 +51,7 @@ class Stores:
     keys: KeyRing | None = None
     redis: RedisClient | None = None
     cache: AnswerCache | None = None
+    similar: Similar | None = None
 
     async def close(self) -> None:
         """Write what is left and let go of everything."""
@@ -152,11 +154,15 @@ async def open_parts(
         DialoopError: something of it cannot be had.
     """
     pool = Pool(job, old.pool if old else None)
+    relay = Relay(pool, job.patience, job.sizes)
+    stores = old.stores if old else await open_stores(job, folder)
+    if stores.similar:
+        stores.similar.use(pool, relay)
     return Parts(
         job=job,
         pool=pool,
-        relay=Relay(pool, job.patience, job.sizes),
-        stores=old.stores if old else await open_stores(job, folder),
+        relay=relay,
+        stores=stores,
         contexts=Contexts(job, old.contexts if old else None),
         guard=guard.load(job.guard) if job.guard else None,
     )
@@ -196,6 +202,7 @@ async def open_stores(job: GatewayJob, folder: Path | None) -> Stores:
         keys=keys,
         redis=redis,
         cache=_cache(job, redis),
+        similar=Similar(job.cache, job.cache.semantic) if job.cache.semantic else None,
     )
 
 

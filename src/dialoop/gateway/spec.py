@@ -136,6 +136,18 @@ class Sizes(Spec, frozen=True):
     """Requests a worker that may wait for a place; further ones get status 429 at once."""
 
 
+class SemanticSettings(Spec, frozen=True):
+    """Answers to questions that mean the same."""
+
+    model: str
+    """The model that makes vectors of the questions; one of `models` with the kind `embed`."""
+    threshold: float = Field(default=0.95, gt=0, le=1)
+    """The least cosine of two questions with one answer, usually 0.9 to 0.99. Numbers must be the
+    same ones besides."""
+    timeout_s: float = Field(default=1.0, gt=0)
+    """How long a request waits for its vector; it is then asked of the model."""
+
+
 class CacheSettings(Spec, frozen=True):
     """Answers that are given again to requests that say the same, without chance and tools."""
 
@@ -146,6 +158,9 @@ class CacheSettings(Spec, frozen=True):
     """How long an answer is kept, in seconds."""
     max_bytes: int = Field(default=64 * 2**20, ge=2**16)
     """Memory of each worker for answers; in Redis, its own `maxmemory` holds."""
+    semantic: SemanticSettings | None = None
+    """Also give answers to a chat whose last message means the same as one before, where all else
+    is equal. Each worker has its own."""
 
 
 class TraceSettings(Spec, frozen=True):
@@ -249,6 +264,14 @@ class GatewayJob(Spec, frozen=True):
                 raise ValueError(f"model_aliases: `{name}` is a model already")
             if self.models and target not in self.models:
                 raise ValueError(f"model_aliases.{name}: no model `{target}`")
+        if semantic := self.cache.semantic:
+            if self.cache.scope == "off":
+                raise ValueError("cache.semantic: wants a `cache.scope` other than `off`")
+            vectors = self.models.get(semantic.model)
+            if vectors is None or "embed" not in vectors.kinds:
+                raise ValueError(
+                    f"cache.semantic.model: no model `{semantic.model}` with the kind `embed`"
+                )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key: give both or none")
         return self
