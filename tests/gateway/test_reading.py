@@ -36,8 +36,7 @@ some = st.sampled_from
 
 def near(required: dict[str, Any], *names: str) -> Any:
     """Objects that look right, with anything in some of their fields."""
-    odd: Any = dict.fromkeys(names, values)
-    return st.fixed_dictionaries(required, optional=odd)
+    return st.fixed_dictionaries(required, optional={name: values for name in names})
 
 
 kinds = some(["text", "input_text", "output_text", "image_url", "input_image", "refusal"])

@@ -18,6 +18,8 @@ from dialoop.gateway import tracing
 from dialoop.gateway.limits.quota import QuotaBook, Usage, day_of
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from dialoop.gateway.database import Database
     from dialoop.gateway.spec import TraceSettings
     from dialoop.gateway.store.traces import Trace
@@ -58,9 +60,19 @@ class Books:
 
     def start(self) -> None:
         """Write from now on."""
+<<<<<<< HEAD
         self._tasks = [asyncio.create_task(self._write_always())]
         if self._access:
             self._tasks.append(asyncio.create_task(self._log_always(self._access)))
+=======
+        self._tasks = [asyncio.create_task(self._always(self.flush))]
+        if self._exporter:  # by itself: a collector that hangs holds nothing else up
+            self._tasks.append(asyncio.create_task(self._always(self._exporter.flush)))
+
+    def sends(self, context: tracing.Context) -> bool:
+        """Whether the spans of a trace are wanted."""
+        return self._exporter is not None and context.is_sampled
+>>>>>>> deploy
 
     async def close(self) -> None:
         """Write what is left, and stop."""
@@ -70,6 +82,7 @@ class Books:
                 await task
         await self.flush()
         if self._exporter:
+            await self._exporter.flush()
             self._exporter.close()
 
     def take(self, visit: Visit, now: float) -> None:
@@ -85,7 +98,7 @@ class Books:
             self._access.add(found)
         if self._settings.store and call:
             self._keep(visit, found or tracing.record(visit, now, offset))
-        if self._exporter and visit.trace.is_sampled:
+        if self._exporter and self.sends(visit.trace):
             self._exporter.add(visit.trace, tracing.spans(visit, now), offset)
 
     def find(self, tenant: str, request_id: str) -> Trace | None:
@@ -99,8 +112,6 @@ class Books:
         """Write what has come."""
         if self._access:
             self._access.flush()
-        if self._exporter:
-            await self._exporter.flush()
         try:
             await self._write(self._database)
         except DialoopError as error:
@@ -173,6 +184,7 @@ class Books:
                 key_id, day, _tokens(of_day.get(key_id)), _tokens(of_month.get(key_id))
             )
 
+<<<<<<< HEAD
     async def _log_always(self, access: tracing.AccessLog) -> None:
         """Lines wait for no database."""
         while True:
@@ -180,10 +192,13 @@ class Books:
             access.flush()
 
     async def _write_always(self) -> None:
+=======
+    async def _always(self, flush: Callable[[], Awaitable[None]]) -> None:
+>>>>>>> deploy
         while True:
             await asyncio.sleep(_EVERY_S)
             try:
-                await self.flush()
+                await flush()
             except Exception:
                 log.exception("the books cannot be written: a bug")
 
