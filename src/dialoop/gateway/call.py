@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Call:
     served: Model | None = None
     """The model that answered: the one that was asked for, or a fallback."""
     num_attempts: int = 0
+    hedge: str = ""
+    """Whether the second engine of a hedge `won` or `lost`; empty where there was none."""
     num_events: int = 0
     """Events with content that came: about the tokens of an answer that was cut."""
     queue_s: float = 0.0
@@ -58,6 +60,21 @@ class Call:
     usage: Usage = field(default_factory=lambda: Usage())
     finish: str | None = None
     """Why the (first) answer ended."""
+
+    def rival(self) -> Call:
+        """The same request, to be asked of an engine by itself."""
+        return replace(self, usage=Usage())
+
+    def become(self, rival: Call) -> None:
+        """Take over what became known of a rival, which is the answer's."""
+        for name in _LEARNT:
+            setattr(self, name, getattr(rival, name))
+
+
+_LEARNT = (
+    "engine", "version", "served", "num_events", "queue_s", "upstream_s", "first_at", "last_at",
+    "usage", "finish",
+)  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -53,6 +53,7 @@ class GatewayMetrics:
         self._refused = counter("refused", "Requests refused before any engine.", "code")
         self._retries = counter("retries", "Further engines asked.", "model")
         self._cut = counter("cut_answers", "Streams that ended with an error.", "model", "code")
+        self._hedges = counter("hedges", "Requests that two engines were asked.", "model", "result")
         self._gone = counter("gone_clients", "Requests whose client went away.", "model")
         self.cache = counter("cache", "Looks into the cache of answers.", "result")
         self._blocked = counter("blocked", "What a filter stopped.", "side")
@@ -88,6 +89,8 @@ class GatewayMetrics:
             return
         if status == 499:
             self._gone.labels(model).inc()
+        if call.hedge:
+            self._hedges.labels(model, call.hedge).inc()
         if call.num_attempts > 1:
             self._retries.labels(model).inc(call.num_attempts - 1)
         if call.usage.is_known:

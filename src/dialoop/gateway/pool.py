@@ -200,6 +200,15 @@ class Pool:
             if place in self._line:
                 self._line.remove(place)
 
+    def is_free(self, model: Model, tried: frozenset[Upstream]) -> bool:
+        """Whether an engine that was not tried has a place now."""
+        now = time.monotonic()
+        return any(
+            one not in tried and not one.is_full and self._may_ask(one, now)
+            for group in model.groups
+            for one in group.engines
+        )
+
     def release(self, lease: Lease) -> None:
         """Give a place back: to the first in line that may have it."""
         lease.engine.num_open -= 1

@@ -24,7 +24,7 @@ from dialoop.gateway.wire import ConnectError, WireError
 from dialoop.serve.failure import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
     from dialoop.gateway.call import Call, Json
     from dialoop.gateway.pool import Lease, Model, Pool
@@ -86,7 +86,7 @@ class Relay:
         Raises:
             ApiError: what the engine said against the request, or why none answered.
         """
-        return await self._tried(call, self._read)
+        return await self._hedged(call, self._read)
 
     async def stream(self, call: Call) -> Answer:
         """An answer that has begun; close it.
@@ -94,15 +94,50 @@ class Relay:
         Raises:
             ApiError: as for `whole`.
         """
-        return await self._tried(call, self._begin)
+        answer = await self._hedged(call, self._begin)
+        answer.belongs_to(call)
+        return answer
 
-    async def _tried(self, call: Call, attempt: Callable[[Call, Lease, bytes], Awaitable[T]]) -> T:
+    async def _hedged(self, call: Call, attempt: Callable[[Call, Lease, bytes], Awaitable[T]]) -> T:
+        """The answer that comes first, where a second engine is asked after a while."""
+        if self._patience.hedge_s is None:
+            return await self._tried(call, attempt)
+        one = call.rival()
+        rivals = {asyncio.create_task(self._tried(one, attempt)): one}
+        winner = None
+        try:
+            done, _ = await asyncio.wait(rivals, timeout=self._patience.hedge_s)
+            asked = frozenset(_engines(call.model, one.engine))  # none while it is in line
+            if not done and asked and self._pool.is_free(call.model, asked):
+                two = call.rival()
+                rivals[asyncio.create_task(self._tried(two, attempt, asked))] = two
+                call.hedge = "lost"
+            winner = await _first(rivals)
+            if winner and rivals[winner] is not one:
+                call.hedge = "won"
+        finally:
+            for task in rivals:
+                task.cancel()
+            await asyncio.wait(rivals)
+            for task in rivals:
+                if task is not winner and not task.cancelled() and not task.exception():
+                    _give_back(task.result())
+            call.num_attempts += sum(rival.num_attempts for rival in rivals.values())
+            call.become(rivals[winner] if winner else one)
+        return await (winner or next(iter(rivals)))
+
+    async def _tried(
+        self,
+        call: Call,
+        attempt: Callable[[Call, Lease, bytes], Awaitable[T]],
+        asked_already: frozenset[Upstream] = frozenset(),
+    ) -> T:
         """The first attempt that gives an answer; its lease is then the attempt's own."""
         clock = time.monotonic
         problems: list[str] = []
         error: ApiError | None = None
         rest = _encoded({name: call.body[name] for name in call.body if name != "model"})
-        failed: frozenset[Upstream] = frozenset()
+        failed = asked_already
         for model in self._models(call):
             tried = failed
             while True:
@@ -239,6 +274,10 @@ class Answer:
         self._limit = self._away_at = 0.0
         """When the engine is late; since when the client takes what came."""
         self._timer: asyncio.TimerHandle | None = None
+
+    def belongs_to(self, call: Call) -> None:
+        """Tell a call from here on what becomes known."""
+        self._call = call
 
     @property
     def is_whole(self) -> bool:
@@ -442,6 +481,29 @@ def _learn_finish(call: Call, found: Json) -> None:
         if not isinstance(reason, str) or reason in _FAILED_REASONS:
             raise EngineError("its answer does not say how it ended")
         call.finish = call.finish or reason
+
+
+def _engines(model: Model, label: str) -> list[Upstream]:
+    return [one for group in model.groups for one in group.engines if one.label == label]
+
+
+async def _first(rivals: Collection[asyncio.Task[T]]) -> asyncio.Task[T] | None:
+    """The one that answers first, or is refused for what the request is; None where all fail."""
+    waiting = set(rivals)
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            error = task.exception()
+            is_refused = isinstance(error, ApiError) and error.status < 500 and error.status != 429
+            if error is None or is_refused:
+                return task
+    return None
+
+
+def _give_back(answer: object) -> None:
+    """An answer that nobody wants any more."""
+    if isinstance(answer, Answer):
+        answer.close()
 
 
 def _has_content(choice: Json) -> bool:

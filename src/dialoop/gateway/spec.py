@@ -103,6 +103,9 @@ class Patience(Spec, frozen=True):
     """For a connection to an engine."""
     first_token_s: float = Field(default=120.0, gt=0)
     """For the first content of an answer; another engine is asked then, if there is one."""
+    hedge_s: float | None = Field(default=None, gt=0)
+    """For the first content before a second engine is asked the same, if one has a free place: the
+    first to answer is taken, the other stopped. Costs what the second one computes."""
     stall_s: float = Field(default=30.0, gt=0)
     """For the next content of a stream, which ends with an error then. Comments that keep a
     connection alive are no content."""
