@@ -325,6 +325,51 @@ async def test_streams_that_break_count_for_the_breaker(tmp_path: Path):
         assert (await ask(live, stream=True))[0] == 503
 
 
+async def test_a_stream_that_the_client_left_says_nothing_of_the_engine(tmp_path: Path):
+    breaker = {"num_failures": 2, "open_s": 60}
+    async with scene(tmp_path, 1, breaker=breaker) as (live, (engine,)):
+        engine.behave(Fault("status", status=500))
+        await ask(live)
+        engine.behave(chunk_s=0.1)
+        client = Raw(live)
+        await client.send(body(stream=True))
+        assert b"w0" in await client.read() + await client.read()
+        client.leave()
+        await soon(lambda: is_idle(live))
+        engine.behave(Fault("status", status=500))
+        assert (await ask(live))[0] == 502
+        assert (await ask(live))[0] == 503  # two in a row
+
+
+async def test_the_first_request_finds_the_engines_own_models(tmp_path: Path):
+    async with running() as engine, gateway(tmp_path, engines=[engine.url], models={}) as live:
+        assert (await ask(live, model="fake-model"))[0] == 200
+        async with running() as other:
+            job = live.worker._job
+            entry = job.engines[0].model_copy(update={"url": other.url})
+            await live.worker.reload(job.model_copy(update={"engines": (entry,)}))
+            assert (await ask(live, model="fake-model"))[0] == 200
+            assert (engine.num_asked, other.num_asked) == (1, 1)
+
+
+async def test_a_stream_without_content_is_left_when_its_engine_is_found_dead(tmp_path: Path):
+    health = {"interval_s": 0.1, "timeout_s": 0.3, "num_failures": 2}
+    with processes.running("slow") as slow:
+        async with running() as good:
+            entries = [slow.url + "/v1", good.url]
+            policy: dict[str, Any] = {"routing": "round_robin", "health": health}
+            async with gateway(tmp_path, engines=entries, **policy) as live:
+                await settled(live)
+                # the head of a stream at once, and then nothing: to checks as to clients
+                await asyncio.to_thread(lambda: slow.behave(first_s=30))
+                found = await asyncio.wait_for(
+                    asyncio.gather(*(ask(live, stream=True) for _ in range(4))), 5
+                )
+                assert [text_of(one) for _, one in found] == [WHOLE] * 4
+                report = await asyncio.to_thread(slow.report)
+                assert report["counts"]["requests"] >= 2
+
+
 async def test_a_fallback_is_named(tmp_path: Path):
     models = {
         MODEL: {"versions": [{"model": "big", "engines": ["a"]}], "fallbacks": ["small"]},
