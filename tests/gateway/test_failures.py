@@ -341,15 +341,28 @@ async def test_a_stream_that_the_client_left_says_nothing_of_the_engine(tmp_path
         assert (await ask(live))[0] == 503  # two in a row
 
 
+async def slow_to_list(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An engine that takes its time to say what it serves."""
+    choices = [{"index": 0, "message": {"content": WHOLE}, "finish_reason": "stop"}]
+    while True:
+        if b" /v1/models " in await request_of(reader):
+            await asyncio.sleep(0.3)
+            writer.write(response(b'{"data": [{"id": "own"}]}'))
+        else:
+            writer.write(response(json.dumps({"choices": choices}).encode()))
+
+
 async def test_the_first_request_finds_the_engines_own_models(tmp_path: Path):
-    async with running() as engine, gateway(tmp_path, engines=[engine.url], models={}) as live:
-        assert (await ask(live, model="fake-model"))[0] == 200
-        async with running() as other:
-            job = live.worker._job
-            entry = job.engines[0].model_copy(update={"url": other.url})
-            await live.worker.reload(job.model_copy(update={"engines": (entry,)}))
-            assert (await ask(live, model="fake-model"))[0] == 200
-            assert (engine.num_asked, other.num_asked) == (1, 1)
+    async with (
+        serving(slow_to_list) as url,
+        serving(slow_to_list) as other,
+        gateway(tmp_path, engines=[url], models={}) as live,
+    ):
+        assert (await ask(live, model="own"))[0] == 200
+        job = live.worker._job
+        entry = job.engines[0].model_copy(update={"url": other})
+        await live.worker.reload(job.model_copy(update={"engines": (entry,)}))
+        assert (await ask(live, model="own"))[0] == 200
 
 
 async def test_a_stream_without_content_is_left_when_its_engine_is_found_dead(tmp_path: Path):
