@@ -73,7 +73,8 @@ def reference() -> str:
         "Made from the job specs by `make docs`: do not edit. `dialoop VERB --help` says it too.",
         "",
         "Every verb takes a job file, flags and `a.b=value`, in any order; flags win over the file."
-        " Underscores and hyphens are the same. `--json` prints one JSON document on stdout,"
+        " Underscores and hyphens are the same. `${NAME}` in a job file is the variable NAME of the"
+        " environment, `$${` a plain `${`. `--json` prints one JSON document on stdout,"
         " `--dry-run` the resolved job and the plan. Exit codes: 0 done, 1 a bug of ours, 2 the"
         " request is wrong, 3 this machine lacks something, 4 an upstream failed, 130 interrupted.",
     ]
@@ -88,20 +89,27 @@ def recipes(folder: Path) -> str:
         "# Recipes",
         "",
         "Made by `make docs` from the first lines of each file: do not edit. Every recipe is a"
-        " complete job, run for two steps by the tests.",
+        " complete job; those that train are run for two steps by the tests.",
         "",
-        "| recipe | what it is | command |",
-        "| --- | --- | --- |",
+        *recipe_rows(folder),
     ]
+    if (folder / "gateway").exists():
+        lines += ["", "## The gateway", "", *recipe_rows(folder / "gateway", "gateway/")]
+    return "\n".join(lines) + "\n"
+
+
+def recipe_rows(folder: Path, place: str = "") -> list[str]:
+    """A table of the recipes of one folder."""
+    lines = ["| recipe | what it is | command |", "| --- | --- | --- |"]
     for path in sorted(folder.glob("*.yaml")):
         text = path.read_text(encoding="utf-8").splitlines()
         top = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), text)]
         run = re.compile(r"Run: (dialoop .*?)(?:\s{2,}\((.*)\))?$")
         (command,) = (found[1] for line in top if (found := run.search(line)))
         words = " ".join(filter(None, (run.sub(r"\2", line).strip() for line in top)))
-        cells = (f"[{path.stem}](../../recipes/{path.name})", words, f"`{command}`")
+        cells = (f"[{path.stem}](../../recipes/{place}{path.name})", words, f"`{command}`")
         lines.append("| " + " | ".join(map(escaped, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def escaped(cell: str) -> str:

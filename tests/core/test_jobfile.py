@@ -1,5 +1,6 @@
 """Job files: layers, old spellings, families, and every complaint by the path the user wrote."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,39 @@ def test_kind_and_option_from_two_spellings_meet(tmp_path: Path) -> None:
         Setting("tuner.rank", "64", "--lora_rank"),
     )
     assert job.tuner == Small(rank=64)
+
+
+def test_variables_of_the_environment_are_put_into_a_file_s_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHERE", "a: [b] ${HOME}")
+    monkeypatch.setenv("RATE", "0.25")
+    text = "model: x/${WHERE}\ndataset: ['${WHERE}', '$${WHERE}', '$WHERE $$ $$5']\n"
+    job = load(tmp_path, text + "optim: {lr: '${RATE}'}\n")
+    assert job.model == "x/a: [b] ${HOME}"
+    assert job.dataset == ["a: [b] ${HOME}", "${WHERE}", "$WHERE $$ $$5"]
+    assert job.optim.lr == 0.25
+
+
+def test_settings_beside_a_file_are_taken_as_they_are(tmp_path: Path) -> None:
+    """The shell has put its variables in already."""
+    assert load(tmp_path, BASE, Setting("model", "${NOT_SET}", "--model")).model == "${NOT_SET}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: ${NOT_SET}\n", "the environment has no variable `NOT_SET`"),
+        ("model: x\ndataset: ['a ${}']\n", "`${}` names no variable of the environment"),
+        ("model: x\noptim: {lr: '${A-1}'}\n", "`${A-1}` names no variable of the environment"),
+    ],
+)
+def test_a_variable_that_is_not_there_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(UserError, match=re.escape(words)):
+        load(tmp_path, text)
 
 
 def test_off_and_no_are_words_unless_a_boolean_is_wanted(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ class Engine:
     """Chunks of the answer, `CUT`, or a coroutine function to wait for."""
     status: int = 200
     asked: list[Json] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    """Request lines and headers."""
     other: dict[str, Json] = field(default_factory=dict)
     """Answers at other paths."""
 
@@ -62,6 +64,7 @@ class Engine:
         """Serve one connection."""
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
+                self.heads.append(head.decode("latin-1").lower())
                 path = head.split(b" ", 2)[1].decode()
                 size = [line for line in head.lower().split(b"\r\n") if b"content-length" in line]
                 body = await reader.readexactly(int(size[0].split(b":")[1])) if size else b"{}"

@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 from openai.types.conversations import ConversationItemList, Message
-from tests.gateway.scripted import Live, with_gateway
+from tests.gateway.scripted import MODEL, Live, with_gateway
 
 
 def said(text: str) -> Any:
@@ -115,5 +115,42 @@ def test_tenants_and_scopes_are_kept_apart(tmp_path: Path) -> None:
         assert (await live.http.delete(path, headers=other)).status_code == 404
         assert (await live.http.get(path, headers=weak)).status_code == 403
         assert (await live.http.get(path)).status_code == 401
+
+    with_gateway(tmp_path, work, require_keys=True)
+
+
+def test_a_tenant_s_responses_and_dialogues_are_its_own(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        from dialoop.gateway.store.keys import Keys
+
+        keys = Keys(live.worker.app.parts.database)
+        scopes = ("chat", "conversations")
+        secrets = [(await keys.create("n", tenant, scopes))[1] for tenant in ("a", "b")]
+        own, other = ({"authorization": f"Bearer {one}"} for one in secrets)
+        await live.worker.app.parts.stores.keys.refresh()  # type: ignore[union-attr]
+        made = (await live.http.post("/v1/conversations", json={}, headers=own)).json()["id"]
+        body: Any = {"model": MODEL, "input": "Hi"}
+        first = (await live.http.post("/v1/responses", json=body, headers=own)).json()["id"]
+        for method, end in (
+            ("GET", ""),
+            ("DELETE", ""),
+            ("GET", "/input_items"),
+            ("POST", "/cancel"),
+        ):
+            answer = await live.http.request(method, f"/v1/responses/{first}{end}", headers=other)
+            assert answer.status_code == 404
+        for more, status in (
+            ({"previous_response_id": first}, 400),
+            ({"conversation": made}, 404),
+        ):
+            for headers, wanted in ((other, status), (own, 200)):
+                answer = await live.http.post("/v1/responses", json=body | more, headers=headers)
+                assert answer.status_code == wanted
+        chat: Any = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+        path = "/v1/chat/completions"
+        chat |= {"conversation": made}
+        assert (await live.http.post(path, json=chat, headers=other)).status_code == 404
+        assert (await live.http.post(path, json=chat, headers=own)).status_code == 200
+        assert len(live.engine.asked) == 4
 
     with_gateway(tmp_path, work, require_keys=True)

@@ -259,6 +259,26 @@ def test_a_database_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
     with_gateway(tmp_path, work)
 
 
+def test_a_database_that_answers_nothing_costs_one_time_out(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        place = (await live.client.conversations.create()).id
+        engine = live.worker.app.parts.database._engine
+        pool: Any = engine.sync_engine.pool
+        held = [await engine.connect() for _ in range(pool.size() + pool._max_overflow)]
+        began = time.monotonic()
+        raw = await live.client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=HELLO, extra_body={"conversation": place}
+        )
+        assert 0.5 <= time.monotonic() - began < 0.9
+        assert raw.headers.get_list("x-dialoop-history") == ["lost"]
+        for connection in held:
+            await connection.close()
+        await until(lambda: live.history.num_waiting == 0)
+        assert [item[0] for item in await kept(live, place)] == ["user", "assistant"]
+
+    with_gateway(tmp_path, work, database_s=0.5)
+
+
 def test_all_that_is_kept_of_one_answer_costs_one_time_out(tmp_path: Path) -> None:
     async def work(live: Live) -> None:
         place = (await live.client.conversations.create()).id
@@ -266,7 +286,8 @@ def test_all_that_is_kept_of_one_answer_costs_one_time_out(tmp_path: Path) -> No
             began = time.monotonic()
             made = await live.client.responses.create(model=MODEL, input="Hi", conversation=place)
             assert 0.5 <= time.monotonic() - began < 1
-            assert live.history.num_waiting == 2
+            page = (await live.http.get("/metrics")).text
+            assert "dialoop_gateway_history_waiting 2.0" in page
         await until(lambda: live.history.num_waiting == 0)
         assert (await live.client.responses.retrieve(made.id)).output_text == "Hello there"
         assert len(await kept(live, place)) == 2

@@ -1,14 +1,17 @@
 """The Responses API: what engines are asked; what is told, in the official models' strict form."""
 
 import json
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from tests.gateway.scripted import CUT, MODEL, Live, chunk, says, with_gateway
+
+from dialoop.gateway.guard import Blocked
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ITEMS: TypeAdapter[Any] = TypeAdapter(list[ResponseItem])
@@ -412,3 +415,81 @@ def test_a_cached_answer_is_told_as_a_response(tmp_path: Path) -> None:
         assert len((await live.http.get(path)).json()["data"]) == 2
 
     with_gateway(tmp_path, work, cache={"scope": "tenant"})
+
+
+class Stop:
+    """A stream of text that ends at one word."""
+
+    def feed(self, text: str) -> str:
+        """Let text pass up to the word."""
+        if "there" in text or "re" in text:
+            raise Blocked("a word")
+        return text
+
+    def finish(self) -> str:
+        """Nothing is held back."""
+        return ""
+
+
+class StopGuard:
+    """Blocks in answers only."""
+
+    policy = "stop-1"
+
+    def check(self, texts: Iterable[str]) -> None:
+        """Let all pass."""
+
+    def open(self, channel: str) -> Stop:
+        """A stream of one choice."""
+        return Stop()
+
+
+def test_a_filtered_answer_is_told_and_kept_as_far_as_it_passed(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        place = (await live.client.conversations.create()).id
+        events = await stream(live, conversation=place)
+        assert events[-1]["type"] == "response.incomplete"
+        for found in (events[-1]["response"], await ask(live)):
+            assert found["incomplete_details"] == {"reason": "content_filter"}
+            assert "re" not in text_of(found)
+        path = f"/v1/conversations/{place}/items"
+        last = (await live.http.get(path)).json()["data"][0]
+        assert (last["status"], last["content"][0]["text"]) == ("incomplete", "Hello the")
+
+    with_gateway(tmp_path, work, guard="tests.gateway.test_responses:StopGuard")
+
+
+class Order(BaseModel):
+    """What the official client parses an answer into."""
+
+    paid: bool
+
+
+def test_the_official_client_gathers_and_parses_streams(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        live.engine.script = says('{"paid": true}')
+        asked: Any = {"model": MODEL, "input": "Hi", "text_format": Order}
+        async with live.client.responses.stream(**asked) as events:
+            names = [event.type async for event in events]
+            found = await events.get_final_response()
+        assert names[-1] == "response.completed"
+        assert found.output_parsed == Order(paid=True)
+        assert found.output_text == '{"paid": true}'
+        form = live.engine.asked[-1]["response_format"]["json_schema"]
+        assert (form["name"], form["strict"]) == ("Order", True)
+        parsed = await live.client.responses.parse(**asked)
+        assert parsed.output_parsed == Order(paid=True)
+        call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": '{"k": 1}'}}
+        live.engine.script = [chunk(tool_calls=[call]), chunk("tool_calls")]
+        tools: Any = [LOOK]
+        async with live.client.responses.stream(model=MODEL, input="Hi", tools=tools) as events:
+            snapshots = [
+                event.snapshot
+                async for event in events
+                if event.type == "response.function_call_arguments.delta"
+            ]
+            final: Any = (await events.get_final_response()).output[0]
+        assert snapshots == ['{"k": 1}']
+        assert (final.call_id, final.name, final.arguments) == ("c", "look", '{"k": 1}')
+
+    with_gateway(tmp_path, work)

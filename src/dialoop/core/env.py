@@ -59,6 +59,11 @@ def is_offline() -> bool:
     return any(os.environ.get(n, "").lower() in {"1", "true", "yes", "on"} for n in names)
 
 
+def value_of(name: str) -> str | None:
+    """A variable that a job file names as `${NAME}`; None where it is not set."""
+    return os.environ.get(name)
+
+
 def variables(**changes: str) -> dict[str, str]:
     """The environment for a child process, with changes."""
     return dict(os.environ) | changes

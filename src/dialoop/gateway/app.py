@@ -213,5 +213,5 @@ class App:
 
     async def _metrics(self, visit: Visit) -> None:
         parts = self.parts
-        page = parts.metrics.text(parts.pool.engines, parts.pool.num_waiting)
+        page = parts.metrics.text(parts.pool.engines, parts.pool.num_waiting, parts.stores.history)
         await visit.reply.bytes(page, b"text/plain; version=0.0.4; charset=utf-8")

@@ -18,6 +18,8 @@ from dialoop.gateway import tracing
 from dialoop.gateway.limits.quota import QuotaBook, Usage, day_of
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from dialoop.gateway.database import Database
     from dialoop.gateway.spec import TraceSettings
     from dialoop.gateway.store.traces import Trace
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
-_MAX_TRACES = 20_000
-_BATCH = 50
-"""Traces that are written at once: the loop is held for so long."""
+_MAX_TRACES = 10_000
+_BATCH = 250
+"""Traces that are written at once: the loop is held for some milliseconds."""
 _PRUNE_EVERY_S = 3600.0
 
 
@@ -50,7 +52,7 @@ class Books:
         self.quotas = QuotaBook()
         self._traces: deque[Trace] = deque()
         self._exporter = tracing.Exporter(settings) if settings.otlp_endpoint else None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._has_failed = False
         self._pruned_at = time.monotonic()
         self.num_lost = 0
@@ -58,16 +60,29 @@ class Books:
 
     def start(self) -> None:
         """Write from now on."""
-        self._task = asyncio.create_task(self._write_always())
+<<<<<<< HEAD
+        self._tasks = [asyncio.create_task(self._write_always())]
+        if self._access:
+            self._tasks.append(asyncio.create_task(self._log_always(self._access)))
+=======
+        self._tasks = [asyncio.create_task(self._always(self.flush))]
+        if self._exporter:  # by itself: a collector that hangs holds nothing else up
+            self._tasks.append(asyncio.create_task(self._always(self._exporter.flush)))
+
+    def sends(self, context: tracing.Context) -> bool:
+        """Whether the spans of a trace are wanted."""
+        return self._exporter is not None and context.is_sampled
+>>>>>>> deploy
 
     async def close(self) -> None:
         """Write what is left, and stop."""
-        if self._task:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._task
+                await task
         await self.flush()
         if self._exporter:
+            await self._exporter.flush()
             self._exporter.close()
 
     def take(self, visit: Visit, now: float) -> None:
@@ -83,7 +98,7 @@ class Books:
             self._access.add(found)
         if self._settings.store and call:
             self._keep(visit, found or tracing.record(visit, now, offset))
-        if self._exporter and visit.trace.is_sampled:
+        if self._exporter and self.sends(visit.trace):
             self._exporter.add(visit.trace, tracing.spans(visit, now), offset)
 
     def find(self, tenant: str, request_id: str) -> Trace | None:
@@ -97,8 +112,6 @@ class Books:
         """Write what has come."""
         if self._access:
             self._access.flush()
-        if self._exporter:
-            await self._exporter.flush()
         try:
             await self._write(self._database)
         except DialoopError as error:
@@ -171,11 +184,21 @@ class Books:
                 key_id, day, _tokens(of_day.get(key_id)), _tokens(of_month.get(key_id))
             )
 
+<<<<<<< HEAD
+    async def _log_always(self, access: tracing.AccessLog) -> None:
+        """Lines wait for no database."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            access.flush()
+
     async def _write_always(self) -> None:
+=======
+    async def _always(self, flush: Callable[[], Awaitable[None]]) -> None:
+>>>>>>> deploy
         while True:
             await asyncio.sleep(_EVERY_S)
             try:
-                await self.flush()
+                await flush()
             except Exception:
                 log.exception("the books cannot be written: a bug")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from dialoop.gateway.pool import Model
     from dialoop.gateway.spec import Kind
+    from dialoop.gateway.tracing import Context, Span
 
 Json = dict[str, Any]
 
@@ -29,7 +30,11 @@ class Call:
     affinity: int | None = None
     """What a conversation is known by when an engine is chosen."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    """Sent to the engine."""
+    """Sent to the engine, beside `traceparent`."""
+    trace: Context | None = None
+    """Where it is in a trace."""
+    spans: list[Span] | None = None
+    """Gets a span of each attempt; None where nobody wants them."""
     is_stream: bool = False
     wants_usage: bool = False
     """Whether the client's stream has a chunk that counts tokens."""

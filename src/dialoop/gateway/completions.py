@@ -44,6 +44,8 @@ KINDS: dict[str, Kind] = {
     "/v2/rerank": "rerank",
 }
 """What is asked for at which path."""
+_SAID = ("messages", "tools", "prompt", "suffix", "input", "query", "documents")
+"""Fields of a request with what was said; kept with its trace where that is configured."""
 _SCOPES: dict[Kind, str] = {"chat": "chat", "text": "chat", "embed": "embed", "rerank": "rerank"}
 
 
@@ -85,6 +87,8 @@ class Completions:
             turn = None
             if kind == "chat":
                 body, turn = await dialogue.prepare(visit, call, body, parts, form)
+            if parts.job.traces.content:
+                visit.content = {name: body[name] for name in _SAID if body.get(name) is not None}
             _check_input(visit, body, parts)
             kept = await Kept.look(visit, call, body, parts)
             telling = Telling(form, turn)
@@ -129,12 +133,16 @@ class Completions:
             data = await telling.whole(visit, replay.whole(value, name, created))
             _tell(visit, call, parts)
             await visit.reply.bytes(data, b"application/json")
+            if visit.content:
+                _note_answer(visit, orjson.loads(value))
             return
         _tell(visit, call, parts)
         await visit.reply.start_events()
         events = replay.events(value, name, created, has_usage=call.wants_usage)
         told = telling.begin() + b"".join(telling.again(event) for event in events)
         await visit.reply.end(told + await telling.end(visit))
+        if visit.content:
+            _note_answer(visit, orjson.loads(value))
 
     async def _whole(
         self,
@@ -162,6 +170,7 @@ class Completions:
         data = await telling.whole(visit, orjson.dumps(found) if has_changed else raw, found)
         _tell(visit, call, parts)
         await visit.reply.bytes(data, b"application/json")
+        _note_answer(visit, found)
         if kept:
             await kept.put(found, call, parts)
 
@@ -175,7 +184,7 @@ class Completions:
         telling: Telling,
     ) -> None:
         answer = await parts.relay.stream(call)
-        telling.gather(Gathered() if kept else None)
+        telling.gather(Gathered() if kept or visit.content else None)
         try:
             _tell(visit, call, parts)
             await visit.reply.start_events()
@@ -192,6 +201,8 @@ class Completions:
             await answer.finish()
         finally:
             answer.close()
+            if telling.gathered:
+                _note_answer(visit, telling.gathered.completion())
         if kept and telling.gathered:
             await kept.put(telling.gathered.completion(), call, parts)
 
@@ -235,8 +246,6 @@ def _call(visit: Visit, kind: Kind, body: Json, parts: Parts) -> Call:
         options = as_object(sent.get("stream_options"))
         sent["stream_options"] = {**options, "include_usage": True}
     session = visit.header(b"x-session-id").decode("latin-1") or dialogue.conversation_id(body)
-    trace = visit.trace.header(visit.trace.span_id)
-    headers = [(b"x-request-id", visit.id.encode()), (b"traceparent", trace)]
     return Call(
         id=visit.id,
         kind=kind,
@@ -246,7 +255,9 @@ def _call(visit: Visit, kind: Kind, body: Json, parts: Parts) -> Call:
         began=visit.began,
         deadline=visit.began + parts.job.patience.request_s,
         affinity=conversation_key(body, session),
-        headers=tuple(headers),
+        headers=((b"x-request-id", visit.id.encode()),),
+        trace=visit.trace,
+        spans=visit.spans if parts.stores.books.sends(visit.trace) else None,
         is_stream=is_stream,
         wants_usage=is_stream and ask.wants_usage(body),
         num_choices=ask.num_choices(kind, body) if kind in ("chat", "text") else 1,
@@ -288,6 +299,12 @@ def _note_block(visit: Visit, passing: Filter, parts: Parts) -> None:
     if passing.blocked:
         parts.metrics.block("output")
         visit.notes["blocked"] = passing.blocked.rule or passing.blocked.category
+
+
+def _note_answer(visit: Visit, found: Json) -> None:
+    """Keep what the client was given, where that is configured."""
+    if visit.content and found.get("choices"):
+        visit.content["choices"] = found["choices"]
 
 
 def _tell(visit: Visit, call: Call, parts: Parts) -> None:

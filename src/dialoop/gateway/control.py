@@ -89,6 +89,8 @@ class Desk:
         self._path, self._listening, self._obey = path(port), listening, obey
         self._line: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_named = False
+        """Whether the path leads here, and not to a successor."""
 
     def open(self) -> None:
         """Take orders from now on; a gateway that did so before for this port does no more."""
@@ -97,7 +99,7 @@ class Desk:
         self._line.bind(str(self._path))
         self._line.listen(8)
         self._line.setblocking(False)
-        self._inode = self._path.stat().st_ino
+        self._is_named = True
         self._task = asyncio.create_task(self._serve(self._line))
 
     async def close(self) -> None:
@@ -108,9 +110,13 @@ class Desk:
                 await self._task
         if self._line:
             self._line.close()
-            with suppress(FileNotFoundError):
-                if self._path.stat().st_ino == self._inode:  # not a successor's
-                    self._path.unlink()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Give the path up, once."""
+        if self._is_named:
+            self._is_named = False
+            self._path.unlink(missing_ok=True)
 
     async def _serve(self, line: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -132,6 +138,8 @@ class Desk:
                 data += more
         order = json.loads(data)
         answer = await self._obey(order)
+        if order.get("do") == "drain":
+            self._leave()  # before the successor, who waits for the answer, takes the path
         text = json.dumps(answer).encode() + b"\n"
         if order.get("do") == "take" and "failed" not in answer:
             socket.send_fds(client, [text], [self._listening.fileno()])

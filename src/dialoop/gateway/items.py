@@ -129,7 +129,8 @@ def _input_text(text: str) -> Json:
     return {"type": "input_text", "text": text}
 
 
-def _call(call: Json, status: Status) -> Json:
+def _call(raw: Any, status: Status) -> Json:
+    call = as_object(raw)
     function = as_object(call.get("function"))
     return {
         "id": new_id("fc"),

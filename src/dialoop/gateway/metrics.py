@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dialoop.gateway.call import Call
+    from dialoop.gateway.history import History
     from dialoop.gateway.upstream import Upstream
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -57,6 +58,8 @@ class GatewayMetrics:
         self._blocked = counter("blocked", "What a filter stopped.", "side")
         self._open = gauge("open_requests", "Requests at engines.", "engine")
         self._up = gauge("engine_up", "Workers that find the engine healthy.", "engine")
+        self._late = gauge("history_waiting", "Turns and responses that wait to be written.")
+        self._lost = gauge("history_lost", "Turns and responses whose writing was given up.")
         self._opened = gauge("breaker_opened", "How often its breaker opened.", "engine")
         self._waiting = gauge("waiting_requests", "Requests in line.")
         self._first = histogram("time_to_first_token_seconds", "To the first content.", "model")
@@ -115,8 +118,10 @@ class GatewayMetrics:
         """The gateway's own time before the first byte."""
         self._overhead.observe(seconds)
 
-    def text(self, engines: Iterable[Upstream], num_waiting: int) -> bytes:
+    def text(self, engines: Iterable[Upstream], num_waiting: int, history: History) -> bytes:
         """The page that Prometheus reads."""
+        self._late.set(history.num_waiting)
+        self._lost.set(history.num_lost)
         self._waiting.set(num_waiting)
         for engine in engines:
             self._open.labels(engine.label).set(engine.num_open)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
 
+from dialoop.gateway import tracing
 from dialoop.gateway.call import as_object
 from dialoop.gateway.pool import NoEngineError
 from dialoop.gateway.sse import DONE, FrameError, Framer
@@ -115,9 +116,11 @@ class Relay:
                 call.engine, call.version, call.served = engine.label, lease.model, model
                 call.num_attempts += 1
                 asked = clock()
+                span = tracing.attempt(call, asked)
                 try:
                     return await attempt(call, lease, _document_of(lease.model, rest))
                 except WireError as failure:
+                    tracing.fail(span, failure, clock())
                     engine.breaker.fail(clock())
                     self._pool.release(lease)
                     failed |= {engine}
@@ -125,10 +128,12 @@ class Relay:
                     log.warning("%s: engine %s: %s", call.id, engine.label, failure)
                     error = _final(failure, problems)
                 except _OtherError as other:
+                    tracing.fail(span, other, clock())
                     engine.breaker.succeed()
                     self._pool.release(lease)
                     error = other.error
-                except ApiError:
+                except ApiError as refusal:
+                    tracing.fail(span, refusal, clock())
                     engine.breaker.succeed()
                     self._pool.release(lease)
                     raise

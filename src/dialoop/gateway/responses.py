@@ -1,8 +1,8 @@
 """The Responses API, over the chats that engines answer.
 
-Responses are kept for `keep_days` unless `store` is false; one that was cut is kept as it was told,
-with status `failed`. While the database is away a response is kept late, and one that goes on from
-another (`previous_response_id`) cannot be answered: status 503.
+Responses are kept for `traces.keep_days` unless `store` is false; one that was cut is kept as it
+was told, with status `failed`. While the database is away a response is kept late, and one that
+goes on from another (`previous_response_id`) cannot be answered: status 503.
 """
 
 from __future__ import annotations

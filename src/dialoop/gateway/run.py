@@ -78,7 +78,7 @@ class StatusResult(Result, frozen=True):
 def run(job: GatewayJob, emit: Callable[[Event], None]) -> GatewayResult:
     """Serve until a signal, or until another gateway has taken over."""
     if find_spec("uvicorn") is None or find_spec("uvloop") is None:
-        raise MachineError("the gateway needs `uvicorn`", hint="pip install 'dialoop[serve]'")
+        raise MachineError("the gateway needs `uvicorn`", hint="pip install 'dialoop[gateway]'")
     return asyncio.run(Parent(job, emit).run())
 
 

@@ -151,7 +151,7 @@ class TraceSettings(Spec, frozen=True):
     store: bool = True
     """Keep a record of every request in the database; feedback is tied to it."""
     keep_days: float = Field(default=30.0, gt=0)
-    """How long."""
+    """How long, in days; responses are kept as long."""
     content: bool = False
     """Keep the messages and answers, too. They may be personal data."""
     otlp_endpoint: str | None = None

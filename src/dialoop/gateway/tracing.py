@@ -29,6 +29,7 @@ from dialoop.gateway.wire import Wire, WireError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dialoop.gateway.call import Call
     from dialoop.gateway.spec import TraceSettings
     from dialoop.gateway.visit import Visit
 
@@ -40,6 +41,10 @@ _MAX_WAITING = 20_000
 _BATCH = 512
 _SERVER, _CLIENT, _INTERNAL = 2, 3, 1
 """Kinds of spans in OTLP."""
+_OPEN = 0.0
+"""End of a span that has not ended."""
+_ASKED = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
+"""What is known of an attempt that failed."""
 _OPERATIONS = {"chat": "chat", "text": "text_completion", "embed": "embeddings", "rerank": "rerank"}
 
 
@@ -174,16 +179,47 @@ def spans(visit: Visit, now: float) -> list[Span]:
         attributes["gen_ai.conversation.id"] = conversation
     root.attributes |= attributes
     for span in visit.spans:
-        if span.kind == _CLIENT:
+        if span.ended == _OPEN:
+            span.ended, span.error = now, root.error
             span.attributes |= attributes
+        else:
+            span.attributes |= {name: attributes[name] for name in _ASKED}
     return [root, *visit.spans]
 
 
-def engine_span(call_name: str, engine: str, version: str, began: float, span_id: str) -> Span:
-    """The span of one attempt at one engine; its end is set later."""
-    found = Span(call_name, began, began, _CLIENT, span_id)
-    found.attributes = {"server.address": engine, "dialoop.version": version}
-    return found
+def attempt(call: Call, now: float) -> Span | None:
+    """Begin the span of asking an engine, which continues the trace below it.
+
+    Args:
+        call: learns the header for the engine; its engine and version are those to ask.
+        now: monotonic seconds.
+
+    Returns:
+        The span, which ends with the request unless it fails; None where nobody wants it.
+    """
+    if call.trace is None:
+        return None
+    if call.spans is None:
+        _lead(call, call.trace, call.trace.span_id)
+        return None
+    name = f"{_OPERATIONS[call.kind]} {call.model.name}"
+    span = Span(name, now, _OPEN, _CLIENT, new_span_id())
+    span.attributes = {"server.address": call.engine, "dialoop.version": call.version}
+    _lead(call, call.trace, span.id)
+    call.spans.append(span)
+    return span
+
+
+def _lead(call: Call, context: Context, span_id: str) -> None:
+    """Tell the engine which span it is asked by."""
+    others = (header for header in call.headers if header[0] != b"traceparent")
+    call.headers = (*others, (b"traceparent", context.header(span_id)))
+
+
+def fail(span: Span | None, error: Exception, now: float) -> None:
+    """End an attempt that gave no answer."""
+    if span:
+        span.ended, span.error = now, str(error) or type(error).__name__
 
 
 def to_otlp(batch: Iterable[tuple[Context, list[Span], float]], service: str) -> bytes:
@@ -279,6 +315,9 @@ class Exporter:
                         await response.read(2**20)
                 if response.status in (429, 502, 503, 504):
                     raise WireError(f"status {response.status}")
+            except asyncio.CancelledError:
+                self._waiting.extendleft(reversed(batch))
+                raise
             except (WireError, TimeoutError) as error:
                 self._waiting.extendleft(reversed(batch))
                 if not self._has_failed:

@@ -275,7 +275,7 @@ async def _main(listening: socket.socket, parent: socket.socket, folder: Path) -
     # what has been made so far stays: collections need not look at it, nor come for every request
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(5_000, 10, 10)
 
     async def listen() -> None:
         with suppress(ConnectionError):
