@@ -624,7 +624,7 @@ async def test_a_client_that_sends_slowly_is_told(tmp_path: Path):
     async with scene(tmp_path, 1, patience={"client_s": 0.4}) as (live, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(live.url.split(":")[2]))
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n")
-        answered = asyncio.create_task(reader.read())
+        answered = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
         while not answered.done():  # each byte in time, the whole never
             writer.write(b" ")
             await asyncio.wait((answered,), timeout=0.1)
