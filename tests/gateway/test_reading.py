@@ -36,7 +36,9 @@ some = st.sampled_from
 
 def near(required: dict[str, Any], *names: str) -> Any:
     """Objects that look right, with anything in some of their fields."""
-    return st.fixed_dictionaries(required, optional={name: values for name in names})
+    odd: dict[str, Any] = {}
+    odd.update(dict.fromkeys(names, values))
+    return st.fixed_dictionaries(required, optional=odd)
 
 
 kinds = some(["text", "input_text", "output_text", "image_url", "input_image", "refusal"])
