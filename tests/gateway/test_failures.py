@@ -325,6 +325,64 @@ async def test_streams_that_break_count_for_the_breaker(tmp_path: Path):
         assert (await ask(live, stream=True))[0] == 503
 
 
+async def test_a_stream_that_the_client_left_says_nothing_of_the_engine(tmp_path: Path):
+    breaker = {"num_failures": 2, "open_s": 60}
+    async with scene(tmp_path, 1, breaker=breaker) as (live, (engine,)):
+        engine.behave(Fault("status", status=500))
+        await ask(live)
+        engine.behave(chunk_s=0.1)
+        client = Raw(live)
+        await client.send(body(stream=True))
+        assert b"w0" in await client.read() + await client.read()
+        client.leave()
+        await soon(lambda: is_idle(live))
+        engine.behave(Fault("status", status=500))
+        assert (await ask(live))[0] == 502
+        assert (await ask(live))[0] == 503  # two in a row
+
+
+async def slow_to_list(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An engine that takes its time to say what it serves."""
+    choices = [{"index": 0, "message": {"content": WHOLE}, "finish_reason": "stop"}]
+    while True:
+        if b" /v1/models " in await request_of(reader):
+            await asyncio.sleep(0.3)
+            writer.write(response(b'{"data": [{"id": "own"}]}'))
+        else:
+            writer.write(response(json.dumps({"choices": choices}).encode()))
+
+
+async def test_the_first_request_finds_the_engines_own_models(tmp_path: Path):
+    async with (
+        serving(slow_to_list) as url,
+        serving(slow_to_list) as other,
+        gateway(tmp_path, engines=[url], models={}) as live,
+    ):
+        assert (await ask(live, model="own"))[0] == 200
+        job = live.worker._job
+        entry = job.engines[0].model_copy(update={"url": other})
+        await live.worker.reload(job.model_copy(update={"engines": (entry,)}))
+        assert (await ask(live, model="own"))[0] == 200
+
+
+async def test_a_stream_without_content_is_left_when_its_engine_is_found_dead(tmp_path: Path):
+    health = {"interval_s": 0.1, "timeout_s": 0.3, "num_failures": 2}
+    with processes.running("slow") as slow:
+        async with running() as good:
+            entries = [slow.url + "/v1", good.url]
+            policy: dict[str, Any] = {"routing": "round_robin", "health": health}
+            async with gateway(tmp_path, engines=entries, **policy) as live:
+                await settled(live)
+                # the head of a stream at once, and then nothing: to checks as to clients
+                await asyncio.to_thread(lambda: slow.behave(first_s=30))
+                found = await asyncio.wait_for(
+                    asyncio.gather(*(ask(live, stream=True) for _ in range(4))), 5
+                )
+                assert [text_of(one) for _, one in found] == [WHOLE] * 4
+                report = await asyncio.to_thread(slow.report)
+                assert report["counts"]["requests"] >= 2
+
+
 async def test_a_fallback_is_named(tmp_path: Path):
     models = {
         MODEL: {"versions": [{"model": "big", "engines": ["a"]}], "fallbacks": ["small"]},
@@ -566,7 +624,7 @@ async def test_a_client_that_sends_slowly_is_told(tmp_path: Path):
     async with scene(tmp_path, 1, patience={"client_s": 0.4}) as (live, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(live.url.split(":")[2]))
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n")
-        answered = asyncio.create_task(reader.read())
+        answered = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
         while not answered.done():  # each byte in time, the whole never
             writer.write(b" ")
             await asyncio.wait((answered,), timeout=0.1)

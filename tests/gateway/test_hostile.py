@@ -170,8 +170,10 @@ def test_deep_nesting(port: int, path: str, depth: int):
     for name in ("logit_bias", "metadata", "input", "prompt", "tools"):
         body = json.dumps(GOOD)[:-1] + f', "{name}": {nested}}}'
         check(port, post(port, path, body.encode()))
-    body = '{"model": "m", "messages": [{"role": "user", "content": ' + nested + "}]}"
-    check(port, post(port, path, body.encode()))
+    part = f'[{{"type": "text", "text": "hi", "more": {nested}}}]'
+    for content in (nested, part):
+        body = f'{{"model": "m", "messages": [{{"role": "user", "content": {content}}}]}}'
+        check(port, post(port, path, body.encode()))
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,10 @@ async def test_a_place_of_one_version_goes_to_who_is_of_that_version():
     held = [await asking(pool, key=keys[name]) for name in "ab"]
     first, second = asking(pool, key=keys["a"]), asking(pool, key=keys["b"])
     await some_time()
+    began = time.monotonic()
     pool.release(held[1])
     assert (await second).model == "b"
+    assert time.monotonic() - began < 0.1
     assert not first.done()
     pool.release(held[0])
     assert (await first).model == "a"
@@ -168,6 +170,20 @@ async def test_an_engine_that_comes_back_serves_the_line():
     await some_time()
     pool.engines[1].is_healthy = True
     assert (await waiting).engine is pool.engines[1]
+
+
+async def test_nobody_overtakes_when_an_engine_comes_back():
+    pool = Pool(job(2))
+    pool.engines[1].is_healthy = False
+    await taken(pool, 1)
+    waiting = asking(pool)
+    await some_time()
+    pool.engines[1].is_healthy = True
+    late = asking(pool)
+    await some_time()
+    assert waiting.done()
+    assert not late.done()
+    late.cancel()
 
 
 async def test_a_draining_engine_gets_nothing_new():

@@ -36,7 +36,8 @@ some = st.sampled_from
 
 def near(required: dict[str, Any], *names: str) -> Any:
     """Objects that look right, with anything in some of their fields."""
-    odd: Any = dict.fromkeys(names, values)
+    odd: dict[str, Any] = {}
+    odd.update(dict.fromkeys(names, values))
     return st.fixed_dictionaries(required, optional=odd)
 
 

@@ -117,3 +117,15 @@ def test_a_name_of_the_conversation_goes_first():
 def test_what_tells_nothing_has_no_key():
     assert conversation_key({"input": ["a"]}, None) is None
     assert conversation_key({"messages": []}, None) is None
+
+
+def test_parts_of_messages_tell_conversations_apart():
+    def key(*parts: object) -> int | None:
+        return conversation_key({"messages": [{"role": "user", "content": [*parts]}]}, None)
+
+    text, other = {"type": "text", "text": "hi"}, {"type": "text", "text": "ho"}
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    another = {"type": "image_url", "image_url": {"url": "data:image/png;base64,BBBB"}}
+    keys = [key(text), key(other), key(text, image), key(text, another)]
+    assert len({*keys}) == 4
+    assert key(text, image) == key(dict(text), dict(image))

@@ -1,5 +1,7 @@
 """Event streams in any cuts."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,3 +65,14 @@ def test_an_event_is_bounded():
 
 def test_a_frame_is_one_event():
     assert Framer().feed(frame(b'{"a": 1}')) == [b'{"a": 1}']
+
+
+def test_a_large_event_is_put_together_once():
+    framer = Framer()
+    piece = b"x" * 2**12
+    began = time.process_time()
+    for _ in range(2000):
+        framer.feed(piece)
+    assert time.process_time() - began < 0.2  # 8 MB; it took seconds when joined each time
+    assert framer.feed(b"\n") == []
+    assert framer.feed(b"\ndata: 1\n\n") == [b"1"]

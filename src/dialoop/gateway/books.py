@@ -51,6 +51,8 @@ class Books:
         self._database, self._settings, self._access = database, settings, access
         self.quotas = QuotaBook()
         self._traces: deque[Trace] = deque()
+        self._written: list[Trace] = []
+        """Those that are being written."""
         self._exporter = tracing.Exporter(settings) if settings.otlp_endpoint else None
         self._tasks: list[asyncio.Task[None]] = []
         self._has_failed = False
@@ -60,11 +62,12 @@ class Books:
 
     def start(self) -> None:
         """Write from now on."""
-        self._tasks = [asyncio.create_task(self._always(self.flush))]
-        if self._access:
-            self._tasks.append(asyncio.create_task(self._log_always(self._access)))
+        writing = [self._write_all]
         if self._exporter:  # by itself: a collector that hangs holds nothing else up
-            self._tasks.append(asyncio.create_task(self._always(self._exporter.flush)))
+            writing.append(self._exporter.flush)
+        if self._access:  # lines wait for no database
+            writing.append(self._log)
+        self._tasks = [asyncio.create_task(self._always(work)) for work in writing]
 
     def sends(self, context: tracing.Context) -> bool:
         """Whether the spans of a trace are wanted."""
@@ -99,15 +102,21 @@ class Books:
 
     def find(self, tenant: str, request_id: str) -> Trace | None:
         """A trace that is not written yet."""
-        for trace in self._traces:
+        for trace in (*self._written, *self._traces):
             if trace.request_id == request_id and trace.tenant == tenant:
                 return trace
         return None
 
     async def flush(self) -> None:
-        """Write what has come."""
+        """Write what has come, but for spans."""
+        await self._log()
+        await self._write_all()
+
+    async def _log(self) -> None:
         if self._access:
             self._access.flush()
+
+    async def _write_all(self) -> None:
         try:
             await self._write(self._database)
         except DialoopError as error:
@@ -156,11 +165,14 @@ class Books:
         traces = Traces(database)
         while self._traces:
             batch = [self._traces.popleft() for _ in range(min(_BATCH, len(self._traces)))]
+            self._written = batch
             try:
                 await traces.add(batch)
             except BaseException:
                 self._traces.extendleft(reversed(batch))
                 raise
+            finally:
+                self._written = []
             await asyncio.sleep(0)  # requests first
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY_S:
             self._pruned_at = time.monotonic()
@@ -179,12 +191,6 @@ class Books:
             self.quotas.learn(
                 key_id, day, _tokens(of_day.get(key_id)), _tokens(of_month.get(key_id))
             )
-
-    async def _log_always(self, access: tracing.AccessLog) -> None:
-        """Lines wait for no database."""
-        while True:
-            await asyncio.sleep(_EVERY_S)
-            access.flush()
 
     async def _always(self, flush: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from dialoop.gateway.call import as_object
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from random import Random
 
 _BOUND = 1.25
@@ -105,11 +105,21 @@ def _of_messages(messages: list[Any]) -> int | None:
     for message in messages:
         found = as_object(message)
         content = found.get("content")
-        text = content if isinstance(content, str) else repr(content)
-        key = zlib.crc32(text[:_HEAD_CHARS].encode("utf-8", "replace"), key or 0)
+        for text in [content] if isinstance(content, str) else _part_texts(content):
+            key = zlib.crc32(text[:_HEAD_CHARS].encode("utf-8", "replace"), key or 0)
         if found.get("role") == "user":
             break
     return key
+
+
+def _part_texts(content: Any) -> Iterator[str]:
+    """The texts and images of a message in parts."""
+    for part in cast("list[Any]", content) if isinstance(content, list) else ():
+        found = as_object(part)
+        image = found.get("image_url")
+        for value in (found.get("text"), image, as_object(image).get("url")):
+            if isinstance(value, str):
+                yield value
 
 
 def _score(label: str, key: int) -> int:

@@ -17,15 +17,18 @@ class FrameError(Exception):
 class Framer:
     """Bytes of an event stream in any cuts, and the data of each event that is whole."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_has_return", "_parts", "_size")
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._parts: list[bytes] = []
+        """Of the event that has begun; joined once, when it ends."""
+        self._size = 0
+        self._has_return = False
 
     @property
     def is_inside(self) -> bool:
         """Whether an event has begun and has not ended."""
-        return bool(self._rest.strip())
+        return any(part.strip() for part in self._parts)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes, give the data of the events that they complete.
@@ -40,18 +43,30 @@ class Framer:
         Raises:
             FrameError: an event is larger than 16 MiB.
         """
-        text = self._rest + data if self._rest else data
-        held = b""
-        if b"\r" in text:
-            if text.endswith(b"\r"):  # its line feed may still come
-                text, held = text[:-1], b"\r"
-            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *blocks, rest = text.split(b"\n\n")
-        self._rest = rest + held
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise FrameError(f"an event is larger than {MAX_EVENT_BYTES // 2**20} MiB")
+        if self._has_return:
+            data, self._has_return = b"\r" + data, False
+        if b"\r" in data:
+            if data.endswith(b"\r"):  # its line feed may still come
+                data, self._has_return = data[:-1], True
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if self._parts:
+            is_cut = data[:1] == b"\n" and self._parts[-1].endswith(b"\n")
+            if not is_cut and b"\n\n" not in data:
+                if data:
+                    self._parts.append(data)
+                    self._grow(len(data))
+                return []
+            data = b"".join([*self._parts, data])
+        *blocks, rest = data.split(b"\n\n")
+        self._parts, self._size = [rest] if rest else [], 0
+        self._grow(len(rest))
         found = [_data(block) for block in blocks]
         return [data for data in found if data is not None]
+
+    def _grow(self, num_bytes: int) -> None:
+        self._size += num_bytes
+        if self._size > MAX_EVENT_BYTES:
+            raise FrameError(f"an event is larger than {MAX_EVENT_BYTES // 2**20} MiB")
 
 
 def _data(block: bytes) -> bytes | None:
