@@ -24,7 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.gateway.scripted import MODEL, Engine, Json, chunk, says
+from tests.conformance import clients
+from tests.gateway.scripted import CUT, MODEL, Engine, Json, chunk, says
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -55,11 +56,26 @@ DEVIATIONS = (
 )
 
 
+EMBEDDINGS: Json = {
+    "object": "list",
+    "model": MODEL,
+    "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}],
+    "usage": {"prompt_tokens": 1, "total_tokens": 1},
+}
+
+
 class Obliging(Engine):
-    """Calls the first tool where one is required, and else says the same always."""
+    """Calls the first tool where one is required, and else says the same always.
+
+    It gives a name where a schema is asked for, and breaks off when the user says "cut".
+    """
 
     def script_of(self, body: Json) -> list[Any]:
         """What is said to a request."""
+        if "response_format" in body:
+            return says('{"name": "Ada"}')
+        if body["messages"][-1]["content"] == "cut":
+            return [*says("Hello there, friend")[:3], CUT]
         if body.get("tool_choice") != "required":
             return says("Hello there, friend")
         function = {"name": body["tools"][0]["function"]["name"], "arguments": "{}"}
@@ -75,7 +91,9 @@ def scripted() -> Generator[int]:
     ports: list[int] = []
 
     async def main() -> None:
-        server = await asyncio.start_server(Obliging().answer, "127.0.0.1", 0)
+        server = await asyncio.start_server(
+            Obliging(other={"/embeddings": EMBEDDINGS}).answer, "127.0.0.1", 0
+        )
         ports.append(server.sockets[0].getsockname()[1])
         ready.set()
         async with server:
@@ -132,15 +150,28 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def suites(engine: str, model: str, folder: Path) -> dict[str, list[Json]]:
-    """Results of each format's tests through a gateway before an engine's base URL."""
+@contextmanager
+def gateway(engine: str, folder: Path, *, keys: bool = False) -> Generator[str]:
+    """A gateway's base URL before an engine's."""
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     job = folder / f"{port}.json"
-    text = {"port": port, "engines": [engine], "require_keys": False}
+    text = {"port": port, "engines": [engine], "require_keys": keys}
     job.write_text(json.dumps(text | {"database": f"sqlite:///{folder}/{port}.db"}))
     with program(["gateway", str(job)], base + "/ready", 60):
-        return {name: llm_comply(name, base + "/v1", model) for name in FORMATS}
+        yield base + "/v1"
+
+
+def suites(engine: str, model: str, folder: Path) -> dict[str, list[Json]]:
+    """Results of each format's tests through a gateway before an engine's base URL."""
+    with gateway(engine, folder) as url:
+        return {name: llm_comply(name, url, model) for name in FORMATS}
+
+
+def smoke(engine: str, folder: Path) -> clients.Results:
+    """Results of the clients through gateways before the scripted engine's base URL."""
+    with gateway(engine, folder) as free, gateway(engine, folder, keys=True) as keyed:
+        return clients.run_all(free, keyed, MODEL, folder)
 
 
 def llm_comply(name: str, url: str, model: str) -> list[Json]:
@@ -169,7 +200,7 @@ def _llm_comply(name: str, url: str, model: str, *more: str) -> list[Json]:
     return json.loads(done.stdout)["results"]
 
 
-def page(found: dict[str, dict[str, list[Json]]]) -> str:
+def page(found: dict[str, dict[str, list[Json]]], told_by: clients.Results) -> str:
     """The page of docs/conformance.md."""
     engines = list(found)
     lines = [
@@ -192,6 +223,7 @@ def page(found: dict[str, dict[str, list[Json]]]) -> str:
         ran = [sum(one["status"] != "skipped" for one in results) for results in rows]
         told = " | ".join(f"{a} of {b}" for a, b in zip(sums, ran, strict=True))
         lines.append(f"| **passed** | {told} |")
+    lines += clients.section(told_by)
     lines += ["", "## Deviations", "", *(f"- {one}" for one in DEVIATIONS), ""]
     return "\n".join(lines)
 
@@ -220,12 +252,15 @@ def main() -> int:
                 found["`dialoop serve`, starter"] = suites(url, "starter", folder)
         url = f"http://127.0.0.1:{engine}/v1"
         found["scripted engine"] = suites(url, MODEL, folder)
-    text = page(found)
+        told_by = smoke(url, folder)
+    text = page(found, told_by)
     sys.stdout.write(text)
     if asked.write:
         PAGE.write_text(text, encoding="utf-8")
     results = [one for suite in found["scripted engine"].values() for one in suite]
-    return int(any(one["status"] == "failed" for one in results))
+    checks = [told for one in told_by.values() for told in one.values()]
+    failed = any(told.startswith("failed") for told in checks)
+    return int(failed or any(one["status"] == "failed" for one in results))
 
 
 if __name__ == "__main__":

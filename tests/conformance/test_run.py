@@ -27,7 +27,7 @@ def test_nothing_fails(found: dict[str, list[run.Json]], name: str) -> None:
 def test_the_page_tells_each_result(found: dict[str, list[run.Json]]) -> None:
     broken = {name: [dict(one) for one in results] for name, results in found.items()}
     broken["openai-chat"][0] |= {"status": "failed", "errors": ["a|b"]}
-    text = run.page({"one": found, "other": broken})
+    text = run.page({"one": found, "other": broken}, {})
     assert "| test | one | other |" in text
     assert "(`chat-basic-response`) | passed | failed: a\\|b |" in text
     assert "| **passed** | 8 of 8 | 7 of 8 |" in text
