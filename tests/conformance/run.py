@@ -2,7 +2,8 @@
 
 `dialoop gateway` runs before two engines: `dialoop serve` with the starter model, which writes text
 and sees no images, and a scripted one that calls tools and takes images, so that the gateway's own
-part of every test is seen. With `--write` the table goes to docs/conformance.md.
+part of every test is seen. Before the latter come clients too (clients.py). With `--write` the
+tables go to docs/conformance.md.
 """
 
 from __future__ import annotations
