@@ -1,4 +1,4 @@
-"""Clients of other projects pass before the scripted engine; one that cannot run says why."""
+"""What the page says of clients; the clients themselves need the internet: `make conformance`."""
 
 import shutil
 import sys
@@ -6,16 +6,6 @@ from pathlib import Path
 
 import pytest
 from tests.conformance import clients, run
-
-
-@pytest.mark.network
-@pytest.mark.slow
-def test_nothing_fails(tmp_path: Path) -> None:
-    with run.scripted() as port:
-        found = run.smoke(f"http://127.0.0.1:{port}/v1", tmp_path)
-    told = [result for one in found.values() for result in one.values()]
-    assert len(told) == len(clients.TITLES) * len(clients.CHECKS)
-    assert [one for one in told if not one.startswith(("passed", "skipped"))] == []
 
 
 def test_without_node_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
