@@ -73,7 +73,7 @@ class Obliging(Engine):
 
     def script_of(self, body: Json) -> list[Any]:
         """What is said to a request."""
-        if "response_format" in body:
+        if (body.get("response_format") or {}).get("type") == "json_schema":
             return says('{"name": "Ada"}')
         if body["messages"][-1]["content"] == "cut":
             return [*says("Hello there, friend")[:3], CUT]
