@@ -28,7 +28,8 @@ from benchmarks.gateway import peers, results
 from benchmarks.gateway.load import Client, Numbers, Reply, Target, closed, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+    from typing import Any
 
     from benchmarks.gateway.results import Result
 
@@ -386,11 +387,23 @@ def staged(
             engine.signal(signal.SIGKILL)
 
 
-def main() -> None:
-    """Run checks on peers; the exit code says whether ours met all bars."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def run_checks(
+    words: str | None,
+    checks: Mapping[str, Callable[[Scene], Coroutine[Any, Any, list[Result]]]],
+    default: Sequence[str],
+    num_engines: int = 2,
+) -> None:
+    """Run checks on peers; the exit code says whether ours met all bars.
+
+    Args:
+        words: of the program's help.
+        checks: all of them by name.
+        default: those that are run unless others are named.
+        num_engines: behind the gateway.
+    """
+    parser = argparse.ArgumentParser(description=words)
     parser.add_argument("--peers", nargs="+", choices=list(peers.PEERS), default=["passthrough"])
-    parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))
+    parser.add_argument("--checks", nargs="+", choices=list(checks), default=list(default))
     parser.add_argument("--folder", type=Path, help="of the peers' environments; kept")
     parser.add_argument("--out", type=Path, help="the JSON file")
     options = parser.parse_args()
@@ -399,8 +412,8 @@ def main() -> None:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for who in options.peers:
             for name in options.checks:
-                with staged(who, folder) as scene:
-                    new = uvloop.run(CHECKS[name](scene))
+                with staged(who, folder, num_engines=num_engines) as scene:
+                    new = uvloop.run(checks[name](scene))
                 print("\n".join(map(results.line, new)), flush=True)
                 found += new
     if options.out:
@@ -409,4 +422,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_checks(__doc__, CHECKS, tuple(CHECKS))

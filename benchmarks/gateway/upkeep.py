@@ -5,24 +5,20 @@ Usage: python -m benchmarks.gateway.upkeep [--checks soak lag reload restart] [-
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
 import re
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import uvloop
-from benchmarks.gateway import peers, results
-from benchmarks.gateway.faults import Scene, staged
+from benchmarks.gateway import peers
+from benchmarks.gateway.faults import Scene, run_checks
 from benchmarks.gateway.load import closed, opened, upload
 
 if TYPE_CHECKING:
@@ -199,27 +195,5 @@ def _buckets(text: str, name: str) -> dict[float, float]:
 CHECKS = {check.__name__: check for check in (soak, lag, reload, restart)}
 
 
-def main() -> None:
-    """Run checks on peers; the exit code says whether ours met all bars."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peers", nargs="+", choices=list(peers.PEERS), default=["passthrough"])
-    parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=["soak", "lag"])
-    parser.add_argument("--folder", type=Path, help="of the peers' environments; kept")
-    parser.add_argument("--out", type=Path, help="the JSON file")
-    options = parser.parse_args()
-    found: list[Result] = []
-    with ExitStack() as stack:
-        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for who in options.peers:
-            for name in options.checks:
-                with staged(who, folder, num_engines=1) as scene:
-                    new = uvloop.run(CHECKS[name](scene))
-                print("\n".join(map(results.line, new)), flush=True)
-                found += new
-    if options.out:
-        results.write(options.out, found)
-    sys.exit(any(one.is_met is False for one in found if one.who == "dialoop"))
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(__doc__, CHECKS, ("soak", "lag"), num_engines=1)

@@ -15,7 +15,7 @@ from dialoop.gateway.completions import KINDS, Completions
 from dialoop.gateway.conversations import ConversationsApi
 from dialoop.gateway.responses import ResponsesApi
 from dialoop.gateway.tokens import TokensApi
-from dialoop.gateway.visit import GatewayReply, Visit
+from dialoop.gateway.visit import GatewayReply, Visit, header
 from dialoop.serve.failure import ApiError, from_error
 from dialoop.serve.http import Gone
 
@@ -120,14 +120,14 @@ class App:
             await visit.reply.error(ApiError(500, "the gateway has a bug; its log says more"))
 
     def _visit(self, scope: Scope, receive: Receive, send: Send, now: float) -> Visit:
-        given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
+        given = header(scope, b"x-request-id")
         # only what may stand in a header and a log line is taken over
         named = given.decode("ascii", "replace") if 0 < len(given) <= 128 else ""
         name = named if named.isascii() and named.isprintable() and named else uuid.uuid4().hex
         reply = GatewayReply(send, name)
         reply.closes = self.is_draining
         reply.more = self._cors(scope)
-        parent = next((v for k, v in scope["headers"] if k == b"traceparent"), b"")
+        parent = header(scope, b"traceparent")
         context = tracing.begin(parent, self.parts.job.traces.sample)
         return Visit(scope, receive, reply, name, now, context)
 
@@ -135,7 +135,7 @@ class App:
         origins = self.parts.job.cors_origins
         if not origins:
             return []
-        origin = next((v for k, v in scope["headers"] if k == b"origin"), b"")
+        origin = header(scope, b"origin")
         if not origin or ("*" not in origins and origin.decode("latin-1") not in origins):
             return []
         told = (

@@ -1,7 +1,7 @@
 """What is written behind requests' backs: usage, traces, spans, access lines; never in their way.
 
 Everything waits in memory, bounded, and is written once a second. While the database is away usage
-waits on and traces are given up from the oldest, which metrics tell.
+waits on and traces are given up from the oldest.
 """
 
 from __future__ import annotations

@@ -46,6 +46,14 @@ class GatewayReply(Reply):
         await super()._start(status, *headers, *self.more, *last)
 
 
+def header(scope: Scope, name: bytes) -> bytes:
+    """A header of a request; empty where there is none."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value
+    return b""
+
+
 @dataclass(slots=True)
 class Visit:
     """A request and what becomes known of it."""
@@ -83,10 +91,7 @@ class Visit:
 
     def header(self, name: bytes) -> bytes:
         """A header of the request; empty where there is none."""
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return value
-        return b""
+        return header(self.scope, name)
 
     async def body(self, max_bytes: int, client_s: float) -> bytes:
         """The whole body.
